@@ -1,0 +1,155 @@
+"""Data sets: images with a class and boxes, prepared once and then read at random.
+
+Every data set is a tensorflow-datasets builder that writes ArrayRecord files; TensorFlow itself is not needed.
+
+| name | what | from |
+|---|---|---|
+| `digits` | one handwritten digit among clutter, 64 × 64, exact boxes | scikit-learn's digits, drawn on first use |
+| `tiny_imagenet` | photographs, 64 × 64, 200 classes or a choice, one box each | the official archive: `manual_dir` |
+"""
+
+import dataclasses
+import operator
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from distcam_jax.datasets import _builders
+from distcam_jax.datasets.digits import Digits
+from distcam_jax.datasets.tiny_imagenet import TinyImagenet
+
+__all__ = ["DATASETS", "Dataset", "load_dataset"]
+
+DATASETS: dict[str, type[_builders.LocalBuilder]] = {"digits": Digits, "tiny_imagenet": TinyImagenet}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One split of a data set, with random access; it can be pickled and is cheap to open.
+
+    Attributes:
+      name: of the data set.
+      split: as it was asked for, such as `train[:90%]`.
+      source: `source[i]` is a dict of `image` (bytes: the encoded file, not decoded), `label` (int), `boxes` (float32
+        [m, 4]: x0, y0, x1, y1 in pixels, exclusive end), `file_name` (str), and what the data set adds.
+      class_names: what a reader calls the classes, in the order of the labels.
+      class_ids: what the data set calls them.
+    """
+
+    name: str
+    split: str
+    source: Sequence[dict[str, Any]]
+    class_names: tuple[str, ...]
+    class_ids: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; labels run from 0 to `num_classes - 1`."""
+        return len(self.class_ids)
+
+
+def load_dataset(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    manual_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Dataset:
+    r"""Opens one split of a data set, preparing the data on first use.
+
+    Prepared data is reused while name, options and `data_dir` are the same, whatever `manual_dir` holds by then; delete
+    its folder below `data_dir` to prepare it again. An interrupted preparation leaves nothing that is taken for data.
+    Processes that share `data_dir` prepare the data once, the others wait.
+
+    Args:
+      name: one of `DATASETS`.
+      split: `train`, `validation` or, for `digits`, `test`; also slices and sums, such as `train[:90%]` and
+        `train[90%:]`: the examples are stored in a random order that is always the same.
+      data_dir: folder of prepared data. Default: the environment variable DISTCAM_DATA_DIR, else ~/.cache/distcam_jax.
+      manual_dir: where the files are that you downloaded: `tiny_imagenet` takes the official archive, the folder
+        unpacked from it, or a folder that holds one of the two.
+      **options: of the data set: `seed`, `train_size`, `validation_size` and `test_size` for `digits`; `classes` for
+        `tiny_imagenet`.
+
+    Raises:
+      ValueError: unknown name, split or option, or a file with wrong content.
+      FileNotFoundError: `manual_dir` lacks the files to prepare the data from.
+
+    Examples:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     sizes = {"train_size": 20, "validation_size": 10, "test_size": 10}
+      ...     dataset = load_dataset("digits", "train[:50%]", data_dir=folder, **sizes)
+      ...     example = dataset.source[0]
+      >>> len(dataset.source), dataset.num_classes
+      (10, 10)
+      >>> example["image"][:4], example["boxes"].shape
+      (b'\x89PNG', (1, 4))
+    """
+    if name not in DATASETS:
+        raise ValueError(f"name: got {name!r}, want one of {', '.join(DATASETS)}")
+    builder_class = DATASETS[name]
+    _check_split(split, builder_class.SPLITS)
+    config = _make_config(builder_class, options)
+    data_dir = os.path.expanduser(data_dir or os.environ.get("DISTCAM_DATA_DIR") or "~/.cache/distcam_jax")
+    builder = _builders.prepare(builder_class, config, data_dir=data_dir, manual_dir=manual_dir)
+    if not builder.info.splits[split].num_examples:
+        sizes = ", ".join(f"{key} has {value.num_examples}" for key, value in builder.info.splits.items())
+        raise ValueError(f"split: got {split!r}, which holds no examples ({sizes})")
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    return Dataset(
+        name=name,
+        split=split,
+        source=_Examples(source),
+        class_names=tuple(builder.info.metadata["class_names"]),
+        class_ids=tuple(builder.info.features["label"].names),
+    )
+
+
+class _Examples(Sequence):
+    """The records of a split as the plain values that `Dataset` promises."""
+
+    def __init__(self, records: Any):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = operator.index(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"index: got {position}, want one below {len(self)}")
+        example = self._records[position % len(self)]
+        return {**example, "file_name": example["file_name"].decode()}
+
+    def __repr__(self) -> str:  # Grain compares it when an iterator is restored, so it must not change between runs
+        return f"{type(self).__name__}({self._records!r}, length={len(self)})"
+
+
+def _check_split(split: str, valid: tuple[str, ...]) -> None:
+    """Refuses a split that the data set lacks, before any work is done."""
+    wanted = f"one of {', '.join(valid)}, or a part of it such as {valid[0]}[:90%]"
+    names = re.findall(r"(?:^|\+)\s*(\w*)", split)
+    if not set(names) <= set(valid):
+        raise ValueError(f"split: got {split!r}, want {wanted}")
+    try:
+        tfds.core.ReadInstruction.from_spec(split)
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"split: got {split!r}, want {wanted}") from error
+
+
+def _make_config(builder_class: type[_builders.LocalBuilder], options: dict[str, Any]) -> tfds.core.BuilderConfig:
+    """The builder's config with these options."""
+    config_class = type(builder_class.BUILDER_CONFIGS[0])
+    common = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
+    valid = [field.name for field in dataclasses.fields(config_class) if field.name not in common]
+    for option in options:
+        if option not in valid:
+            raise ValueError(f"options: got {option!r}, want some of {', '.join(valid)}")
+    return config_class(**options)

@@ -1,0 +1,155 @@
+"""Reading one example of a source: the checks of what it holds, and the decoding of its image with OpenCV."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
+_JPEG_BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}  # markers that no length follows
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to encoded examples, in an object that can be pickled.
+
+    An example is a dict of
+
+    * `image`: the encoded bytes of a JPEG, a PNG or anything else that OpenCV reads,
+    * `label`: an integer,
+    * `boxes`: float32 `[m, 4]` of x0, y0, x1, y1 in pixels of the stored image, exclusive end; may be absent or None,
+    * `file_name`: a string that errors show; may be absent.
+    """
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Returns the example at a position, a mapping."""
+        ...
+
+
+def decode_image(encoded: bytes, file_name: str = "") -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes a JPEG, PNG or any other image that OpenCV reads.
+
+    Grey and CMYK become RGB, 16 bits become 8, alpha is dropped. The EXIF orientation is ignored, because boxes are
+    given in stored pixels. A file that ends early is refused: some versions of OpenCV fill its rest with grey.
+
+    Args:
+      encoded: the bytes of the file.
+      file_name: the name that an error shows.
+
+    Returns:
+      RGB, uint8 `[h, w, 3]`.
+
+    Raises:
+      ValueError: the bytes are empty, end early or cannot be decoded; one line with the name and what to do.
+
+    Examples:
+      >>> encoded = cv2.imencode(".png", np.full((2, 3, 3), (0, 0, 255), np.uint8))[1].tobytes()
+      >>> decode_image(encoded)[0, 0].tolist()
+      [255, 0, 0]
+    """
+    flaw, image = _find_flaw(encoded), None
+    if flaw is None:
+        try:
+            mode = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
+        except cv2.error:
+            image = None
+    if image is None:
+        name = f"image {file_name!r}" if file_name else "image without a file name"
+        flaw = flaw or "is damaged or of an unknown format"
+        raise ValueError(f"{name} {flaw} ({len(encoded)} bytes): fetch the file again or take it out of the data set")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def read_example(source: Source, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], int, Float32[np.ndarray, "m 4"], str]:
+    """Reads, checks and decodes one example.
+
+    Args:
+      source: the examples, see `Source`.
+      index: position in the source.
+
+    Returns:
+      RGB uint8 `[h, w, 3]`, label, boxes float32 `[m, 4]` in pixels of the image, and the name for errors.
+
+    Raises:
+      ValueError: the example is no mapping, lacks a key, holds a wrong type or cannot be decoded; one line names it.
+
+    Examples:
+      >>> encoded = cv2.imencode(".png", np.zeros((2, 3, 3), np.uint8))[1].tobytes()
+      >>> image, label, boxes, name = read_example([{"image": encoded, "label": 7, "file_name": "a.png"}], 0)
+      >>> image.shape, label, boxes.shape, name
+      ((2, 3, 3), 7, (0, 4), 'a.png')
+    """
+    example = source[index]
+    if not isinstance(example, Mapping) or not {"image", "label"} <= set(example):
+        found = sorted(example) if isinstance(example, Mapping) else type(example).__name__
+        raise ValueError(f"source[{index}] must be a mapping with 'image' and 'label', got {found}")
+    name = example.get("file_name", f"source[{index}]")
+    name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    encoded = example["image"]
+    if not isinstance(encoded, bytes):
+        raise ValueError(f"image {name!r} must be given as the bytes of its file, got {type(encoded).__name__}")
+    label = _check_label(example["label"], name)
+    boxes = _check_boxes(example.get("boxes"), name)
+    return decode_image(encoded, name), label, boxes, name
+
+
+def _check_label(label: Any, name: str) -> int:
+    try:
+        number = operator.index(label)
+    except TypeError:
+        raise ValueError(f"label of image {name!r} must be an integer, got {label!r}") from None
+    if not -(2**31) <= number < 2**31:
+        raise ValueError(f"label of image {name!r} must fit in 32 bits, got {number}")
+    return number
+
+
+def _check_boxes(boxes: Any, name: str) -> np.ndarray:
+    if boxes is None:
+        return np.zeros((0, 4), np.float32)
+    array = np.asarray(boxes, np.float32)
+    if array.size == 0:
+        array = array.reshape(0, 4)
+    if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
+        raise ValueError(f"boxes of image {name!r} must be finite numbers [m, 4], got {array.tolist()}")
+    return array
+
+
+def _find_flaw(encoded: bytes) -> str | None:
+    """Says what is wrong with the bytes of a file, as far as can be seen without decoding them."""
+    if not encoded:
+        return "is empty"
+    ends_early = "ends early"
+    if encoded.startswith(_JPEG_START):
+        return None if _has_jpeg_end(encoded) else ends_early
+    if encoded.startswith(_PNG_SIGNATURE):
+        return None if b"IEND" in encoded[-(2**16) :] else ends_early
+    return None
+
+
+def _has_jpeg_end(encoded: bytes) -> bool:
+    """Says whether an end marker follows the first scan.
+
+    The segments before it are skipped by their lengths, because a thumbnail in them has an end marker of its own; in
+    the scan, a marker's two bytes cannot stand for anything else.
+    """
+    position = 2
+    while (position := encoded.find(b"\xff", position)) >= 0 and position + 4 <= len(encoded):
+        marker = encoded[position + 1]
+        if marker == _JPEG_SCAN:
+            return encoded.find(_JPEG_END, position) >= 0
+        if marker in (0x00, 0xFF):  # stuffing, fill
+            position += 1
+        elif marker in _JPEG_BARE_MARKERS:
+            position += 2
+        else:
+            position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
+    return False

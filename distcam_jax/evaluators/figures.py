@@ -1,0 +1,127 @@
+"""From per-image measurements to figures with 95 % intervals."""
+
+import dataclasses
+
+import numpy as np
+
+from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, METHODS, Localization, threshold_index
+from distcam_jax.statistics import bootstrap_interval, paired_bootstrap_interval
+
+IOU = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A mean over images with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_figure(values: np.ndarray, *, seed: int, resamples: int) -> Figure:
+    """Mean of one figure an image, with its bootstrap interval."""
+    low, high = bootstrap_interval(values, seed=seed, resamples=resamples)
+    return Figure(float(np.mean(values)), low, high)
+
+
+def difference_figure(a: np.ndarray, b: np.ndarray, *, seed: int, resamples: int) -> Figure:
+    """Mean of `a - b` over the same images, with its paired bootstrap interval."""
+    low, high = paired_bootstrap_interval(a, b, seed=seed, resamples=resamples)
+    return Figure(float(np.mean(a) - np.mean(b)), low, high)
+
+
+def classification_figures(measured: Localization, **bootstrap) -> dict[str, Figure]:
+    """Top-1 and top-5 accuracy of each decision of a network.
+
+    Args:
+        measured: one pass over a split.
+        **bootstrap: `seed` and `resamples`.
+
+    Returns:
+        "softmax_top1", "nearest_prototype_top1" and so on.
+    """
+    figures = {}
+    for name, ranked in measured.decisions.items():
+        hits = ranked == measured.labels[:, None]
+        title = {"softmax": "softmax", "nearest": "nearest_prototype"}[name]
+        figures[f"{title}_top1"] = mean_figure(hits[:, 0], **bootstrap)
+        figures[f"{title}_top5"] = mean_figure(hits.any(axis=1), **bootstrap)
+    return figures
+
+
+def box_figures(correct: np.ndarray, measured: Localization, method: str, **bootstrap) -> dict[str, Figure]:
+    """Localisation figures of one kind of box.
+
+    Args:
+        correct: whether each image's box is right `[n]`.
+        measured: the pass that it comes from.
+        method: whose class decision counts.
+        **bootstrap: `seed` and `resamples`.
+
+    Returns:
+        "top1_error", "top5_error" (class and box right) and "gt_known" (box right).
+    """
+    hits = measured.decision(method) == measured.labels[:, None]
+    return {
+        "top1_error": mean_figure(~(hits[:, 0] & correct), **bootstrap),
+        "top5_error": mean_figure(~(hits.any(axis=1) & correct), **bootstrap),
+        "gt_known": mean_figure(correct, **bootstrap),
+    }
+
+
+def localization_figures(measured: Localization, tuned: dict[str, float], **bootstrap) -> dict[str, dict]:
+    """Every method's and baseline's figures.
+
+    Args:
+        measured: one pass over the reported split.
+        tuned: thresholds from `tune_thresholds`.
+        **bootstrap: `seed` and `resamples`.
+
+    Returns:
+        Method to its figures: at the protocol's threshold ("default"), at the tuned one ("tuned", with its
+        "threshold"), and GT-known when a wrong class's map is used ("wrong_class_gt_known") at both. The baselines
+        "center_box", "whole_image" and "wrong_prototype" (Dist-CAM asked for a wrong class) likewise.
+    """
+    rows = {}
+    for name, right in measured.right_iou.items():
+        rows[name] = _at_both_thresholds(right, measured, name, tuned[name], bootstrap)
+        if name != "uniform":  # the only method that asks for no class
+            for kind, threshold in (("default", DEFAULT_THRESHOLD), ("tuned", tuned[name])):
+                wrong = measured.wrong_iou[name][:, threshold_index(threshold)] >= IOU
+                rows[name][kind]["wrong_class_gt_known"] = mean_figure(wrong, **bootstrap)
+    for name, values in measured.box_iou.items():
+        figures = box_figures(values >= IOU, measured, name, **bootstrap)
+        rows[name] = {"default": figures, "tuned": figures}
+    rows["wrong_prototype"] = _at_both_thresholds(
+        measured.wrong_iou["dist_cam"], measured, "dist_cam", tuned["dist_cam"], bootstrap
+    )
+    return rows
+
+
+def _at_both_thresholds(ious, measured, method, tuned, bootstrap) -> dict:
+    kinds = {"default": DEFAULT_THRESHOLD, "tuned": tuned}
+    figures = {
+        kind: box_figures(ious[:, threshold_index(threshold)] >= IOU, measured, method, **bootstrap)
+        for kind, threshold in kinds.items()
+    }
+    return figures | {"threshold": tuned}
+
+
+def hits(measured: Localization, method: str, threshold: float) -> np.ndarray:
+    """Whether each image's box is right `[n]`, by a method of `METHODS` or one of the baselines."""
+    if method in measured.box_iou:
+        return measured.box_iou[method] >= IOU
+    if method == "wrong_prototype":
+        return measured.wrong_iou["dist_cam"][:, threshold_index(threshold)] >= IOU
+    if method.startswith("wrong_"):
+        return measured.wrong_iou[method.removeprefix("wrong_")][:, threshold_index(threshold)] >= IOU
+    return measured.right_iou[method][:, threshold_index(threshold)] >= IOU
+
+
+BASELINES = {
+    "center_box": "centre box (80 % a side)",
+    "whole_image": "whole image",
+    "wrong_prototype": "a wrong class's prototype",
+}
+TITLES = METHODS | BASELINES

@@ -1,0 +1,185 @@
+"""A trained network with its prototypes, ready to be evaluated."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from distcam_jax import checkpoints, training
+from distcam_jax.cam import nearest_prototype
+from distcam_jax.input_pipeline import make_eval_batches
+from distcam_jax.models import class_weights
+from distcam_jax.prototypes import Prototypes, compute_prototypes, hash_weights, load_prototypes
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network, in evaluation mode.
+
+    Attributes:
+        name: what tables call it.
+        config: the configuration that it was trained with.
+        step: training steps behind it.
+        mesh: the devices it runs on.
+        graph: the model's graph.
+        state: its parameters and statistics.
+        weights_hash: of everything that the embedding depends on.
+    """
+
+    name: str
+    config: ml_collections.ConfigDict
+    step: int
+    mesh: Mesh
+    graph: nnx.GraphDef
+    state: nnx.State
+    weights_hash: str
+
+    @functools.cached_property
+    def class_weights(self) -> jax.Array | None:
+        """The linear layer's weights `[c, k]`, or None for a network without one."""
+        return class_weights(nnx.merge(self.graph, self.state, copy=True))
+
+    @functools.cached_property
+    def _forward(self):
+        def forward(state, images):
+            output, features = nnx.merge(self.graph, state, copy=True)(training.normalize(images, self.config))
+            return output, features
+
+        return jax.jit(forward)
+
+    def __call__(self, images: np.ndarray) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Output and features of images `[b, h, w, 3]` in [0, 1]; b divides evenly over the devices."""
+        return self._forward(self.state, training.shard_batch({"image": images}, self.mesh)["image"])
+
+    def batches(self, source, *, batch: int):
+        """The images of a source as this network wants them, resized straight, the last batch padded."""
+        devices = self.mesh.size // jax.process_count()
+        return make_eval_batches(
+            source,
+            batch_size=-(-batch // devices) * devices,
+            image_size=self.config.input.image_size,
+            num_workers=self.config.input.num_workers,
+        )
+
+
+def load_network(config: ml_collections.ConfigDict, workdir: str | Path, num_classes: int, *, name: str) -> Network:
+    """Loads the newest readable checkpoint of a run.
+
+    Args:
+        config: the configuration of the run.
+        workdir: the run's folder.
+        num_classes: classes c of the data set.
+        name: what tables call the network.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        ValueError: when the folder holds no checkpoint that fits the configuration.
+    """
+    mesh = training.create_mesh()
+    optimizer = training.make_optimizer(config, training.learning_rate_schedule(config, 1, 1.0))
+    graph, state = training.create_state(config, num_classes, optimizer, mesh)
+    if not (Path(workdir) / "checkpoints").is_dir():
+        raise ValueError(f"{workdir} holds no checkpoints; train first: python train.py --config=... --workdir={workdir}")
+    with checkpoints.checkpoint_manager(workdir) as manager:
+        restored = checkpoints.restore_latest(manager, state)
+    if restored is None:
+        raise ValueError(f"{workdir} holds no finished checkpoint yet; train first, or wait for the first one")
+    step, state = restored
+    model = nnx.merge(graph, state.params["model"], state.statistics, copy=True)
+    model.eval()
+    graph, weights = nnx.split(model)
+    return Network(name, config, step, mesh, graph, weights, hash_weights(weights))
+
+
+def load_run_config(workdir: str | Path) -> ml_collections.ConfigDict:
+    """The configuration that training wrote into a run's folder.
+
+    Args:
+        workdir: the run's folder.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{workdir} is no run of train.py: it holds no config.json")
+    return ml_collections.ConfigDict(json.loads(path.read_text()))
+
+
+def network_prototypes(network: Network, path: Path, *, batch: int, given: bool = False) -> Prototypes:
+    """The network's class prototypes, from the file where it fits, else from a pass over the training images.
+
+    Args:
+        network: from `load_network`.
+        path: the prototypes file; it is written after a pass.
+        batch: images a step.
+        given: whether the user named the file; then one that does not fit or is missing is an error.
+
+    Returns:
+        The prototypes of the training split's classes.
+
+    Raises:
+        ValueError: when a given file does not fit the network; says in what.
+        FileNotFoundError: when a given file is missing.
+    """
+    data = training.load_split(network.config, "train")
+    inputs = network.config.input
+    preprocessing = {
+        "image_size": inputs.image_size,
+        "resize": "straight",
+        "mean": list(inputs.mean),
+        "std": list(inputs.std),
+    }
+    wanted = dict(weights_hash=network.weights_hash, class_names=data.class_names, preprocessing=preprocessing)
+    if given or path.is_file():
+        try:
+            return load_prototypes(path, **wanted)
+        except ValueError as error:
+            if given:
+                raise
+            logging.warning("%s", error)
+    batches = network.batches(data.source, batch=batch)
+    total = -(-len(data.source) // batch)
+    values, counts = compute_prototypes(
+        lambda images: network(images)[1]["embedding"],
+        tqdm(batches, f"prototypes of the {network.name} network", total, unit="batch", leave=False),
+        data.num_classes,
+    )
+    prototypes = Prototypes(values, counts, tuple(data.class_names), preprocessing, network.weights_hash)
+    prototypes.save(path)
+    return prototypes
+
+
+def rank_classes(network: Network, prototypes: Prototypes, output, embedding, *, top: int = 5):
+    """Both decisions of a network, best class first.
+
+    Args:
+        network: from `load_network`.
+        prototypes: of the same classes.
+        output: the network's output `[b, c or k]`.
+        embedding: pooled features `[b, k]`.
+        top: classes to keep.
+
+    Returns:
+        `(softmax, nearest, distances)`: the best classes `[b, top]` by the linear layer (None without one) and by the
+        nearest prototype in L1, and the distances `[b, c]`; classes without training samples never win.
+    """
+    _, distances = nearest_prototype(embedding, prototypes.prototypes)
+    distances = np.where(prototypes.counts > 0, np.asarray(distances), np.inf)
+    nearest = np.argsort(distances, axis=-1, kind="stable")[:, :top]
+    if network.class_weights is None:
+        return None, nearest, distances
+    return np.argsort(-np.asarray(output), axis=-1, kind="stable")[:, :top], nearest, distances

@@ -1,0 +1,278 @@
+"""One evaluation from run folders to `metrics.json`, tables and `report.html`."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import ml_collections
+from tqdm import tqdm
+
+from distcam_jax import training
+from distcam_jax.datasets import Dataset
+from distcam_jax.evaluators import figures
+from distcam_jax.evaluators.cases import choose_cases, make_cases, make_comparisons
+from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, METHODS, Localization, localize, tune_thresholds
+from distcam_jax.evaluators.network import Network, load_network, load_run_config, network_prototypes
+from distcam_jax.prototypes import Prototypes
+from distcam_jax.report import Column, Measure, Report, Row, Section, Table, format_table, save_figure, save_report
+
+_PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "tensorflow-datasets", "numpy", "opencv-python-headless")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Result:
+    network: Network
+    prototypes: Prototypes
+    measured: Localization
+    tuned: dict[str, float]
+
+
+def evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    *,
+    output: str | Path | None = None,
+    compare: Sequence[str | Path] = (),
+    prototypes: str | Path | None = None,
+) -> dict:
+    """Evaluates a run: classification, localisation with baselines, `metrics.json`, `report.html`, a printed table.
+
+    Args:
+        config: the configuration of the run, see `configs/`.
+        workdir: the run's folder.
+        output: where the results go; the run's folder by default.
+        compare: folders of further runs on the same data, whose rows join the table; CAM of a softmax run stands
+            beside Dist-CAM of a metric run.
+        prototypes: a prototypes file to use instead of a pass over the training images.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        ValueError: when runs, data and files do not belong together.
+    """
+    output = Path(workdir if output is None else output)
+    output.mkdir(parents=True, exist_ok=True)
+    training.check_workdir(config, workdir)
+    runs = [(config, Path(workdir), prototypes)] + [(load_run_config(folder), Path(folder), None) for folder in compare]
+    data = training.load_split(config, "eval")
+    results = []
+    for name, (run_config, folder, file) in zip(_names(runs), runs, strict=True):
+        if run_config.data.to_dict() != config.data.to_dict():
+            raise ValueError(f"{folder} was trained on other data than {workdir}; only runs on the same data compare")
+        results.append(_measure(run_config, config.evaluate, folder, file, name, data))
+    metrics = _metrics(config, results, data)
+    tables = make_tables(metrics)
+    print("\n\n".join(format_table(table) for table in tables))
+    report, cases = _report(config, results, data, tables)
+    save_report(report, output / "report.html")
+    save_figure(cases["best"][:4], output / "examples.png")
+    partial = output / "metrics.partial"
+    partial.write_text(json.dumps(metrics, indent=2) + "\n")
+    partial.replace(output / "metrics.json")
+    return metrics
+
+
+def _names(runs) -> list[str]:
+    """A run is called by its objective, or by its folder where two share one."""
+    objectives = [config.objective for config, _, _ in runs]
+    return [
+        config.objective if objectives.count(config.objective) == 1 else folder.name for config, folder, _ in runs
+    ]
+
+
+def _measure(config, options, folder, file, name, data: Dataset) -> _Result:
+    network = load_network(config, folder, data.num_classes, name=name)
+    path = Path(file) if file else folder / "prototypes.safetensors"
+    prototypes = network_prototypes(network, path, batch=options.batch, given=file is not None)
+    measured = {}
+    for split, title in (("tune", "thresholds"), ("eval", "figures")):
+        source = training.load_split(config, split).source
+        batches = tqdm(
+            network.batches(source, batch=options.batch),
+            f"{title} of the {name} network",
+            -(-len(source) // options.batch),
+            unit="batch",
+            leave=False,
+        )
+        measured[split] = localize(
+            network, prototypes, batches, norm=options.norm, eps=options.eps, seed=config.seed
+        )
+    return _Result(network, prototypes, measured["eval"], tune_thresholds(measured["tune"]))
+
+
+def _metrics(config, results: list[_Result], data: Dataset) -> dict:
+    bootstrap = {"seed": config.seed, "resamples": config.evaluate.resamples}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
+        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _PACKAGES},
+        "seed": config.seed,
+        "config": config.to_dict(),
+        "images": len(data.source),
+        "classes": data.num_classes,
+        "intervals": f"95 %, percentile bootstrap over images, {config.evaluate.resamples} resamples",
+        "default_threshold": DEFAULT_THRESHOLD,
+        "networks": {
+            result.network.name: {
+                "objective": result.network.config.objective,
+                "steps": result.network.step,
+                "weights_hash": result.network.weights_hash,
+                "classification": _as_dict(figures.classification_figures(result.measured, **bootstrap)),
+                "localization": _as_dict(figures.localization_figures(result.measured, result.tuned, **bootstrap)),
+            }
+            for result in results
+        },
+        "differences": [
+            {"a": a, "b": b, "gt_known": dataclasses.asdict(figure)}
+            for a, b, figure in _differences(results, bootstrap)
+        ],
+    }
+
+
+def _as_dict(value):
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    return {key: _as_dict(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+_PAIRS = (
+    ("dist_cam", "uniform"),
+    ("dist_cam", "center_box"),
+    ("dist_cam", "dist_cam_literal"),
+    ("dist_cam", "wrong_dist_cam"),
+    ("cam", "wrong_cam"),
+    ("contrastive", "wrong_contrastive"),
+    ("contrastive", "dist_cam"),
+)
+
+
+def _differences(results: list[_Result], bootstrap: dict):
+    """Paired differences of GT-known at the tuned thresholds: within each network, and of Dist-CAM from every CAM."""
+
+    def hits(result, method):
+        base = method.removeprefix("wrong_")
+        return figures.hits(result.measured, method, result.tuned.get(base, DEFAULT_THRESHOLD))
+
+    def name(result, method):
+        base = method.removeprefix("wrong_")
+        return f"{result.network.name}: {figures.TITLES[base]}{' of a wrong class' if base != method else ''}"
+
+    first = results[0]
+    pairs = [((first, "dist_cam"), (result, "cam")) for result in results]
+    pairs += [((result, a), (result, b)) for result in results for a, b in _PAIRS]
+    for (left, a), (right, b) in pairs:
+        methods = {(left, a.removeprefix("wrong_")), (right, b.removeprefix("wrong_"))}
+        if all(method in result.measured.right_iou or method in result.measured.box_iou for result, method in methods):
+            yield name(left, a), name(right, b), figures.difference_figure(hits(left, a), hits(right, b), **bootstrap)
+
+
+def _cell(figure: dict | None) -> Measure | None:
+    return None if figure is None else Measure(figure["value"], figure["low"], figure["high"])
+
+
+def make_tables(metrics: dict) -> list[Table]:
+    """The tables of an evaluation, from what `metrics.json` holds.
+
+    Args:
+        metrics: of `evaluate`.
+
+    Returns:
+        Localisation, classification and paired differences.
+    """
+    percent = {"percent": True, "decimals": 1}
+    many = len(metrics["networks"]) > 1
+    rows, seen = [], set()
+    for network, values in metrics["networks"].items():
+        for method, kinds in values["localization"].items():
+            muted = method not in METHODS or method == "uniform"
+            title = figures.TITLES[method]
+            if method in ("center_box", "whole_image") and (method, network) in seen:
+                continue
+            label = f"{title} · {network} network" if many else title
+            default, tuned = kinds["default"], kinds["tuned"]
+            cells = [
+                _cell(default["top1_error"]),
+                _cell(default["gt_known"]),
+                _cell(default.get("wrong_class_gt_known")),
+                _cell(tuned["gt_known"]),
+                _cell(tuned.get("wrong_class_gt_known")),
+                f"{kinds['threshold']:.2f}" if "threshold" in kinds else None,
+            ]
+            rows.append(Row(label, cells, muted=muted))
+    threshold = metrics["default_threshold"]
+    localization = Table(
+        "Localisation",
+        [
+            Column(f"Top-1 error at {threshold}", best="min", **percent),
+            Column(f"GT-known at {threshold}", best="max", **percent),
+            Column("with a wrong class", **percent),
+            Column("GT-known, tuned", best="max", **percent),
+            Column("with a wrong class, tuned", **percent),
+            Column("tuned threshold"),
+        ],
+        rows,
+        note=f"Protocol ilsvrc, IoU 0.5, {metrics['images']} images, {metrics['classes']} classes, in percent. "
+        f"Intervals: {metrics['intervals']}. Thresholds are tuned on held-out images. "
+        "The baselines' class decision is the nearest prototype's.",
+    )
+    names = sorted({name for values in metrics["networks"].values() for name in values["classification"]})
+    classification = Table(
+        "Classification",
+        [Column(name.replace("_", " "), best="max", **percent) for name in names],
+        [
+            Row(f"{network} network", [_cell(values["classification"].get(name)) for name in names])
+            for network, values in metrics["networks"].items()
+        ],
+        note="Accuracy in percent; the nearest prototype is the class mean of Eq. 7 at the smallest L1 distance.",
+    )
+    differences = Table(
+        "Paired differences of GT-known",
+        [Column("difference", **percent)],
+        [Row(f"{row['a']} − {row['b']}", [_cell(row["gt_known"])]) for row in metrics["differences"]],
+        note="In points, at each method's tuned threshold, on the same images; an interval that holds 0 is no difference.",
+    )
+    return [localization, classification, differences]
+
+
+def _report(config, results: list[_Result], data: Dataset, tables):
+    first = results[0]
+    options = {"norm": config.evaluate.norm, "eps": config.evaluate.eps}
+    networks = [(result.network, result.prototypes) for result in results]
+    chosen = choose_cases(first.measured, config.evaluate.cases, config.seed)
+    cases = {
+        name: make_cases(data, networks, first.measured.index[rows], **options) for name, rows in chosen.items()
+    }
+    texts = {
+        "best": "Largest overlap of the Dist-CAM box with the true box.",
+        "worst": "Smallest overlap.",
+        "random": f"Drawn at random, seed {config.seed}.",
+    }
+    report = Report(
+        title="Dist-CAM",
+        subtitle=f"{config.model.name}, {config.objective} objective · {data.name}, {data.split} split, "
+        f"{len(data.source)} images",
+        tables=tables,
+        settings=_flat(config.to_dict()),
+        comparisons=make_comparisons(
+            data, first.network, first.prototypes, first.measured, count=min(5, data.num_classes), **options
+        ),
+        sections=[
+            Section(f"{name.capitalize()} cases", f"{texts[name]} Maps of the true class.", shown)
+            for name, shown in cases.items()
+        ],
+    )
+    return report, cases
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,270 @@
+"""Networks against NumPy convolutions tap by tap, published parameter counts, and statistics by hand."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax import numpy as jnp
+
+from distcam_jax.models import MODELS, class_weights, create_model
+from distcam_jax.models.heads import create_head
+from distcam_jax.models.resnet import BasicBlock, ResNet
+
+# ---- oracles
+
+
+def convolve_by_loop(x, kernel, stride, padding):
+    """Cross-correlation of `[b, h, w, i]` with `[s, s, i, o]`, a border of zeros of the same width on every side."""
+    size = kernel.shape[0]
+    padded = np.pad(x.astype(np.float64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows = (padded.shape[1] - size) // stride + 1
+    columns = (padded.shape[2] - size) // stride + 1
+    result = np.zeros((len(x), rows, columns, kernel.shape[3]))
+    for row in range(rows):
+        for column in range(columns):
+            window = padded[:, row * stride : row * stride + size, column * stride : column * stride + size]
+            result[:, row, column] = np.einsum("bijk,ijko->bo", window, kernel.astype(np.float64))
+    return result
+
+
+def max_pool_by_loop(x):
+    """3 x 3 at stride 2, a border of one that never wins."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    rows, columns = (padded.shape[1] - 3) // 2 + 1, (padded.shape[2] - 3) // 2 + 1
+    result = np.zeros((len(x), rows, columns, x.shape[3]))
+    for row in range(rows):
+        for column in range(columns):
+            result[:, row, column] = padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3].max((1, 2))
+    return result
+
+
+def resnet_by_loop(model, images, stem_stride, pooled, last_stride):
+    """Feature maps in evaluation mode, from the model's own numbers."""
+
+    def conv(layer, x, stride):
+        kernel = np.asarray(layer.kernel.get_value())
+        return convolve_by_loop(x, kernel, stride, kernel.shape[0] // 2)
+
+    def norm(layer, x):
+        mean, var, scale, bias = (
+            np.asarray(v.get_value(), np.float64) for v in (layer.mean, layer.var, layer.scale, layer.bias)
+        )
+        return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+    x = np.maximum(norm(model.bn1, conv(model.conv1, images, stem_stride)), 0)
+    if pooled:
+        x = max_pool_by_loop(x)
+    for number, stage in enumerate(model.stages):
+        for index, block in enumerate(stage):
+            stride = (1, 2, 2, last_stride)[number] if index == 0 else 1
+            shortcut = x
+            if number > 0 and index == 0:
+                shortcut = norm(block.downsample[1], conv(block.downsample[0], x, stride))
+            x = np.maximum(norm(block.bn1, conv(block.conv1, x, stride)), 0)
+            x = np.maximum(norm(block.bn2, conv(block.conv2, x, 1)) + shortcut, 0)
+    return x
+
+
+# ---- models
+
+
+def numbers(path, leaf, random):
+    """Starting values that hide no mistake: no scale is zero, no mean is zero."""
+    name = jax.tree_util.keystr(path)
+    if "kernel" in name:
+        value = random.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape)
+    elif "scale" in name or "var" in name:
+        value = random.uniform(0.5, 1.5, leaf.shape)
+    else:
+        value = random.normal(0, 0.1, leaf.shape)
+    return jnp.asarray(value, leaf.dtype)
+
+
+def small_model(**options):
+    """One block a stage, filled from NumPy: to compile ResNet-18 and its first values would take many times as long."""
+    options = {"num_classes": 5, "width": 2, "stem": "small", **options}
+    graph, state = nnx.split(nnx.eval_shape(lambda: ResNet(BasicBlock, (1, 1, 1, 1), rngs=nnx.Rngs(0), **options)))
+    random = np.random.default_rng(0)
+    return nnx.merge(graph, jax.tree.map_with_path(lambda path, leaf: numbers(path, leaf, random), state))
+
+
+@nnx.jit
+def run(model, images):
+    return model(images)
+
+
+def images_of(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def abstract_model(**options):
+    return nnx.eval_shape(lambda: create_model("resnet18", rngs=nnx.Rngs(0), **options))
+
+
+def size_of(model, kind):
+    return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, kind)))
+
+
+def test_create_model_resnet18_has_the_published_parameters():
+    model = abstract_model(num_classes=1000)
+    assert size_of(model, nnx.Param) == 11_689_512  # torchvision's
+    assert size_of(model, nnx.BatchStat) == 9_600
+    assert model.embedding_size == 512
+    assert size_of(abstract_model(num_classes=1000, head="none"), nnx.Param) == 11_689_512 - 1000 * 513
+
+
+@pytest.mark.parametrize(
+    ("stem", "last_stride", "side", "maps"),
+    [
+        ("imagenet", 2, (224, 224), (7, 7)),
+        ("imagenet", 1, (224, 224), (14, 14)),
+        ("imagenet", 1, (256, 128), (16, 8)),
+        ("imagenet", 2, (225, 255), (8, 8)),
+        ("imagenet", 2, (32, 33), (1, 2)),
+        ("stride2", 1, (64, 64), (8, 8)),
+        ("stride2", 2, (65, 64), (5, 4)),
+        ("small", 2, (32, 33), (4, 5)),
+        ("small", 1, (4, 7), (1, 2)),
+    ],
+)
+def test_resnet18_maps_shrink_as_torchvisions(stem, last_stride, side, maps):
+    graph, state = nnx.split(abstract_model(num_classes=3, stem=stem, last_stride=last_stride, width=4))
+    images = jax.ShapeDtypeStruct((2, *side, 3), jnp.float32)
+    output, features = jax.eval_shape(lambda state, images: nnx.merge(graph, state)(images), state, images)
+    assert features["pre_pool"].shape == (2, *maps, 32)
+    assert features["embedding"].shape == (2, 32)
+    assert output.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "stem_stride"),
+    [
+        ({"stem": "imagenet"}, (2, 64, 65, 3), 2),
+        ({"stem": "stride2", "last_stride": 1, "head": "none"}, (2, 16, 18, 3), 2),
+    ],
+)
+def test_resnet_in_evaluation_matches_loop(options, shape, stem_stride):
+    model = small_model(**options)
+    model.eval()
+    images = images_of(*shape)
+    output, features = run(model, images)
+    want = resnet_by_loop(model, images, stem_stride, options["stem"] == "imagenet", options.get("last_stride", 2))
+    assert want.std() > 0.1
+    np.testing.assert_allclose(features["pre_pool"], want, rtol=1e-4, atol=1e-4)
+    assert features["pre_pool"].min() >= 0
+    pooled = want.mean((1, 2))
+    np.testing.assert_allclose(features["embedding"], pooled, rtol=1e-4, atol=1e-4)
+    if options.get("head") == "none":
+        assert class_weights(model) is None
+        np.testing.assert_array_equal(output, features["embedding"])
+        return
+    weights, bias = np.asarray(class_weights(model)), np.asarray(model.head.linear.bias.get_value())
+    assert weights.shape == (5, 16)
+    for c in range(5):
+        np.testing.assert_allclose(output[:, c], pooled @ weights[c] + bias[c], rtol=1e-4, atol=1e-4)
+
+
+def test_resnet_statistics_move_in_training_only():
+    model, images = small_model(), images_of(3, 8, 9, 3)
+    mean, var = np.asarray(model.bn1.mean.get_value()), np.asarray(model.bn1.var.get_value())
+    seen = convolve_by_loop(images, np.asarray(model.conv1.kernel.get_value()), 1, 1).reshape(-1, 2)
+    run(model, images)
+    np.testing.assert_allclose(model.bn1.mean.get_value(), 0.9 * mean + 0.1 * seen.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(model.bn1.var.get_value(), 0.9 * var + 0.1 * seen.var(0), rtol=1e-4)
+    model.eval()
+    before = jax.tree.leaves(nnx.state(model))
+    first, _ = run(model, images)
+    for one, two in zip(before, jax.tree.leaves(nnx.state(model)), strict=True):
+        np.testing.assert_array_equal(one, two)
+    images[1:] = 0
+    again, _ = run(model, images)
+    np.testing.assert_allclose(again[0], first[0], rtol=1e-5, atol=1e-6)  # no image sees its batch
+    assert not np.allclose(again[1], first[1])
+
+
+def test_resnet_in_bfloat16_keeps_float32_where_it_counts():
+    model = small_model(dtype="bfloat16")
+    with jax.numpy_dtype_promotion("standard"):  # flax's batch normalisation leans on it
+        output, features = run(model, images_of(2, 8, 16, 3))
+    assert features["pre_pool"].dtype == jnp.bfloat16
+    assert features["embedding"].dtype == output.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+    pooled = np.asarray(features["pre_pool"], np.float32).mean((1, 2))
+    np.testing.assert_allclose(features["embedding"], pooled, rtol=1e-6)
+
+
+@nnx.jit(static_argnums=(0, 1, 2))
+def new_block(features_in, width, stride, key):
+    return BasicBlock(features_in, width, stride, dtype=jnp.float32, rngs=nnx.Rngs(key))
+
+
+def test_basic_block_without_downsampling_starts_as_the_identity():
+    x = np.abs(images_of(1, 4, 4, 8))
+    np.testing.assert_array_equal(run(new_block(8, 8, 1, jax.random.key(0)), x), x)
+
+
+def test_basic_block_kernels_start_with_fan_out():
+    block = new_block(16, 128, 2, jax.random.key(0))
+    kernel = np.asarray(block.conv1.kernel.get_value())
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.02)  # fan-in would give 2.8 times as much
+    assert np.abs(kernel).max() > 3 * kernel.std()  # not truncated at two deviations
+
+
+def test_create_head_linear_starts_uniform_within_its_bound():
+    head = create_head("linear", 400, 50, rngs=nnx.Rngs(0))
+    kernel = np.asarray(head.linear.kernel.get_value())
+    assert kernel.shape == (400, 50)
+    assert 0.99 / 20 < np.abs(kernel).max() <= 1 / 20
+    assert kernel.std() == pytest.approx(1 / 20 / np.sqrt(3), rel=0.02)
+    assert abs(kernel.mean()) < 1e-3
+
+
+def test_basic_block_follows_its_key():
+    blocks = [new_block(16, 128, 2, jax.random.key(seed)) for seed in (0, 0, 1)]
+    kernels = [block.conv2.kernel.get_value() for block in blocks]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+
+
+# ---- errors
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet19"}, f"unknown model 'resnet19'; choose one of {', '.join(sorted(MODELS))}"),
+        ({"head": "cosine"}, "unknown head 'cosine'; choose one of linear, none"),
+        ({"depth": 3}, "resnet18 has no option 'depth'; choose one of stem, width, last_stride, dtype"),
+        ({"blocks": (1, 1, 1, 1)}, "resnet18 has no option 'blocks'; choose one of stem"),
+        ({"stem": "big"}, "unknown stem 'big'; choose one of imagenet, stride2, small"),
+        ({"last_stride": 3}, "last_stride must be 1 or 2, got 3"),
+        ({"width": 0}, "width and num_classes must be at least 1, got 0 and 2"),
+        ({"num_classes": 0}, "width and num_classes must be at least 1, got 64 and 0"),
+        ({"dtype": "int8"}, "dtype must be a floating type such as float32 or bfloat16, got int8"),
+    ],
+)
+def test_create_model_lists_what_may_be_chosen(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(**{"name": "resnet18", "num_classes": 2, "rngs": nnx.Rngs(0), **arguments})
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_create_head_lists_the_heads():
+    with pytest.raises(ValueError, match="unknown head 'cosine'; choose one of linear, none"):
+        create_head("cosine", 4, 2, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.ones((2, 8, 8, 1), np.float32), r"images must have the shape \[b, h, w, 3\], got \[2, 8, 8, 1\]"),
+        (np.ones((8, 8, 3), np.float32), r"images must have the shape \[b, h, w, 3\], got \[8, 8, 3\]"),
+        (np.ones((2, 8, 8, 3), np.uint8), "images must be normalised floats, got uint8"),
+        (np.ones((2, 16, 7, 3), np.float32), "images of 16 x 7 pixels are smaller than the network's stride of 8"),
+    ],
+)
+def test_resnet_names_what_is_wrong_with_images(images, message):
+    with pytest.raises(ValueError, match=message):
+        small_model()(images)
