@@ -33,7 +33,7 @@ def get_config(objective: str = "metric") -> ml_collections.ConfigDict:
             optimizer=dict(
                 name="adamw", learning_rate=3e-3, warmup_epochs=0.3, momentum=0.9, weight_decay=0.05, label_smoothing=0.0
             ),
-            metric=dict(prototypes="class_means", scale=20.0, memory=100.0),
+            metric=dict(prototypes="class_means", auxiliary=1.0, scale=8.0, memory=40.0),
             log_every=10,
             checkpoint=dict(every_steps=50, keep=2),
             evaluate=dict(batch=100, norm="sum", eps=0.1, resamples=2000, cases=8),

@@ -97,6 +97,7 @@ def prototype_logits(
     counts: Float[Array | np.ndarray, " c"],
     *,
     scale: float | int | Float[Array, ""] = 1.0,
+    relative: bool = False,
 ) -> Float[Array, "b c"]:
     """Class scores `-scale * L1 distance`; a class that has no samples yet cannot win.
 
@@ -105,6 +106,8 @@ def prototype_logits(
         prototypes: class prototypes `[c, k]`.
         counts: samples behind each prototype `[c]`.
         scale: inverse temperature, positive.
+        relative: divides the distances by their mean over the batch and the classes with samples, so that scores depend
+            on neither the unit nor the number of the channels, and no inflation of the embedding can lower the loss.
 
     Returns:
         Scores `[b, c]`; their largest is the nearest prototype's. Those of classes without samples are -1e9.
@@ -117,7 +120,7 @@ def prototype_logits(
         >>> prototype_logits(jnp.ones((1, 2)), jnp.array([[0.0, 0.0], [1.0, 1.0]]), jnp.ones(2)).tolist()
         [[-2.0, -0.0]]
     """
-    return _scores(l1_distances(embeddings, prototypes), counts, scale)
+    return _scores(l1_distances(embeddings, prototypes), counts, scale, relative)
 
 
 def update_class_means(
@@ -177,6 +180,7 @@ def class_mean_logits(
     counts: Float[Array | np.ndarray, " c"],
     *,
     scale: float | int | Float[Array, ""] = 1.0,
+    relative: bool = False,
 ) -> Float[Array, "b c"]:
     """Class scores `-scale * L1 distance` to class means that move with the network.
 
@@ -192,6 +196,8 @@ def class_mean_logits(
         means: running class means `[c, k]`, the batch included.
         counts: samples behind each mean `[c]`; a class without any cannot win.
         scale: inverse temperature, positive.
+        relative: divides the distances by their mean over the batch and the classes with samples, so that scores depend
+            on neither the unit nor the number of the channels, and no inflation of the embedding can lower the loss.
 
     Returns:
         Scores `[b, c]`. Those of classes without samples are -1e9.
@@ -221,17 +227,22 @@ def class_mean_logits(
     own_means = jnp.matmul(own, means, precision=jax.lax.Precision.HIGHEST)
     to_own = jnp.sum(_absolute(embeddings - own_means), axis=-1, keepdims=True)
     distances = jnp.where(own > 0, to_own, l1_distances(embeddings, moving))
-    return _scores(distances, counts, scale)
+    return _scores(distances, counts, scale, relative)
 
 
 def _absolute(x) -> jax.Array:
     return x * jnp.sign(x)  # its derivative at zero is zero, where that of `jnp.abs` may be one
 
 
-def _scores(distances, counts, scale) -> jax.Array:
+def _scores(distances, counts, scale, relative) -> jax.Array:
     if isinstance(scale, int | float | np.number) and not 0 < scale < np.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
     counts = _counts(counts, distances.shape[-1])
+    if relative:
+        seen = jnp.where(counts > 0, distances, 0)
+        pairs = jnp.maximum(jnp.sum(counts > 0) * len(distances), 1).astype(distances.dtype)
+        unit = jnp.sum(seen) / pairs
+        distances = distances / jnp.where(unit > 0, unit, 1)  # all distances zero: any unit does
     return jnp.where(counts > 0, -scale * distances, jnp.asarray(_RULED_OUT, distances.dtype))
 
 

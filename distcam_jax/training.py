@@ -161,15 +161,23 @@ def create_state(
 
 
 def _metric_params(config, num_classes: int, channels: int) -> dict[str, jax.Array]:
-    """The metric objective's own parameters: the logarithm of its scale and, if chosen, free proxies."""
+    """The metric objective's own parameters, none of which the network needs once it is trained.
+
+    `log_scale`, the logarithm of the inverse temperature; the kernel of the auxiliary classifier, whose cross-entropy is
+    added with the weight `metric.auxiliary`, as identity and metric losses are in re-identification (Luo et al., 2019);
+    and free proxies, if chosen.
+    """
     if config.metric.prototypes not in PROTOTYPES:
         raise ValueError(
             f"unknown metric.prototypes {config.metric.prototypes!r}; choose one of {', '.join(PROTOTYPES)}"
         )
     params = {"log_scale": jnp.log(jnp.asarray(config.metric.scale, jnp.float32))}
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    if config.metric.auxiliary:
+        bound = 1.0 / np.sqrt(channels)
+        params["auxiliary"] = jax.random.uniform(keys[0], (channels, num_classes), minval=-bound, maxval=bound)
     if config.metric.prototypes == "proxies":
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        params["proxies"] = jax.random.uniform(key, (num_classes, channels))
+        params["proxies"] = jax.random.uniform(keys[1], (num_classes, channels))
     return params
 
 
@@ -182,14 +190,19 @@ def _objective(config, state: TrainState, params, output, embedding, labels):
     means, counts = losses.update_class_means(
         state.class_means, state.class_counts, jax.lax.stop_gradient(embedding), labels, memory=config.metric.memory
     )
-    scale = jnp.exp(params["log_scale"])
+    options = {"scale": jnp.exp(params["log_scale"]), "relative": True}
     if config.metric.prototypes == "class_means":
-        logits = losses.class_mean_logits(embedding, labels, means, counts, scale=scale)
+        logits = losses.class_mean_logits(embedding, labels, means, counts, **options)
     elif config.metric.prototypes == "running_means":
-        logits = losses.prototype_logits(embedding, means, counts, scale=scale)
+        logits = losses.prototype_logits(embedding, means, counts, **options)
     else:
-        logits = losses.prototype_logits(embedding, params["proxies"], jnp.ones_like(counts), scale=scale)
-    return losses.softmax_cross_entropy(logits, labels, label_smoothing=smoothing), logits, (means, counts)
+        logits = losses.prototype_logits(embedding, params["proxies"], jnp.ones_like(counts), **options)
+    loss = losses.softmax_cross_entropy(logits, labels, label_smoothing=smoothing)
+    if config.metric.auxiliary:
+        scores = embedding @ params["auxiliary"]
+        auxiliary = losses.softmax_cross_entropy(scores, labels, label_smoothing=smoothing)
+        loss += config.metric.auxiliary * auxiliary
+    return loss, logits, (means, counts)
 
 
 def make_train_step(config: ml_collections.ConfigDict, graph: nnx.GraphDef, optimizer: optax.GradientTransformation):

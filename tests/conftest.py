@@ -18,3 +18,9 @@ def without_type_checks():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def prepared_data(tmp_path_factory, monkeypatch):
+    """One folder of prepared data sets for the whole test run."""
+    monkeypatch.setenv("DISTCAM_DATA_DIR", str(tmp_path_factory.getbasetemp() / "prepared"))

@@ -195,6 +195,24 @@ def test_update_class_means_sharded_equals_unsharded():
     np.testing.assert_array_equal(found_counts, want_counts)
 
 
+def test_prototype_logits_relative_are_in_units_of_the_mean_distance():
+    embeddings = np.array([[0.0, 1.0], [2.0, 1.0]], np.float32)
+    prototypes = np.array([[0.0, 0.0], [9.0, 9.0], [4.0, 1.0]], np.float32)
+    counts = np.array([1.0, 0.0, 3.0], np.float32)  # the second class has no part in the mean
+    found = prototype_logits(embeddings, prototypes, counts, scale=2.0, relative=True)
+    # Distances 1, 4 / 3, 2 have the mean 2.5.
+    np.testing.assert_allclose(found[:, [0, 2]], -2.0 * np.array([[1.0, 4.0], [3.0, 2.0]]) / 2.5, rtol=1e-6)
+    rescaled = prototype_logits(1e4 * embeddings, 1e4 * prototypes, counts, scale=2.0, relative=True)
+    np.testing.assert_allclose(rescaled, found, rtol=1e-5)
+
+
+def test_prototype_logits_relative_of_equal_points_are_zero_with_finite_gradients():
+    zeros, counts = jnp.zeros((2, 3)), jnp.ones(2)
+    value, gradient = jax.value_and_grad(lambda x: prototype_logits(x, zeros, counts, relative=True).sum())(zeros)
+    assert value == 0
+    assert np.isfinite(gradient).all()
+
+
 # ---- class_mean_logits
 
 

@@ -9,51 +9,16 @@ from pathlib import Path
 import chex
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
 
 from distcam_jax import checkpoints, training
+from tests.tiny_run import tiny_config
+
+pytestmark = pytest.mark.usefixtures("prepared_data")
 
 ROOT = Path(__file__).parents[1]
-
-
-def tiny_config(objective="metric", **changes):
-    config = ml_collections.ConfigDict(
-        dict(
-            seed=0,
-            objective=objective,
-            model=dict(name="resnet18", stem="stride2", width=4, last_stride=1),
-            data=dict(name="digits", train_size=64, validation_size=20, test_size=20),
-            input=dict(
-                train_split="train",
-                tune_split="validation",
-                eval_split="test",
-                image_size=32,
-                mean=(0.5, 0.5, 0.5),
-                std=(0.25, 0.25, 0.25),
-                augmentation=dict(kind="pad_crop", padding=2, flip=False),
-                num_workers=0,
-            ),
-            batch=16,
-            epochs=2.0,
-            optimizer=dict(
-                name="sgd", learning_rate=0.05, warmup_epochs=0.5, momentum=0.9, weight_decay=1e-4, label_smoothing=0.0
-            ),
-            metric=dict(prototypes="class_means", scale=0.1, memory=100.0),
-            log_every=2,
-            checkpoint=dict(every_steps=3, keep=2),
-            evaluate=dict(batch=16, norm="sum", eps=0.1, resamples=100, cases=2),
-        )
-    )
-    config.update_from_flattened_dict(changes)
-    return config
-
-
-@pytest.fixture(autouse=True)
-def _prepared_data_is_shared(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("DISTCAM_DATA_DIR", str(tmp_path_factory.getbasetemp().parent / "prepared"))
 
 
 def batch_of(size, seed=0):

@@ -90,7 +90,7 @@ def load_network(config: ml_collections.ConfigDict, workdir: str | Path, num_cla
     graph, state = training.create_state(config, num_classes, optimizer, mesh)
     if not (Path(workdir) / "checkpoints").is_dir():
         raise ValueError(f"{workdir} holds no checkpoints; train first: python train.py --config=... --workdir={workdir}")
-    with checkpoints.checkpoint_manager(workdir) as manager:
+    with checkpoints.checkpoint_manager(workdir, read_only=True) as manager:
         restored = checkpoints.restore_latest(manager, state)
     if restored is None:
         raise ValueError(f"{workdir} holds no finished checkpoint yet; train first, or wait for the first one")

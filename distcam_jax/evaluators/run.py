@@ -114,7 +114,7 @@ def _metrics(config, results: list[_Result], data: Dataset) -> dict:
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _PACKAGES},
         "seed": config.seed,
-        "config": config.to_dict(),
+        "config": _portable(config),
         "images": len(data.source),
         "classes": data.num_classes,
         "intervals": f"95 %, percentile bootstrap over images, {config.evaluate.resamples} resamples",
@@ -134,6 +134,13 @@ def _metrics(config, results: list[_Result], data: Dataset) -> dict:
             for a, b, figure in _differences(results, bootstrap)
         ],
     }
+
+
+def _portable(config) -> dict:
+    """The configuration without where this machine keeps its data."""
+    values = config.to_dict()
+    values["data"] = {name: value for name, value in values["data"].items() if name not in ("data_dir", "manual_dir")}
+    return values
 
 
 def _as_dict(value):
@@ -259,7 +266,7 @@ def _report(config, results: list[_Result], data: Dataset, tables):
         subtitle=f"{config.model.name}, {config.objective} objective · {data.name}, {data.split} split, "
         f"{len(data.source)} images",
         tables=tables,
-        settings=_flat(config.to_dict()),
+        settings=_flat(_portable(config)),
         comparisons=make_comparisons(
             data, first.network, first.prototypes, first.measured, count=min(5, data.num_classes), **options
         ),

@@ -265,8 +265,8 @@ def _sections(inputs: ReportInputs, distances, explained: _Explained, max_images
     explains = "The maps explain the predicted class."
     cases = {index: _case(inputs, distances, explained, index) for index in [*best, *worst, *drawn]}
     return [
-        Section("Best", f"{best_text} {explains}", [cases[index] for index in best]),
-        Section("Worst", f"{worst_text} {explains}", [cases[index] for index in worst]),
+        Section("Best cases", f"{best_text} {explains}", [cases[index] for index in best]),
+        Section("Worst cases", f"{worst_text} {explains}", [cases[index] for index in worst]),
         Section(
             "Random" if each else "Images", f"Drawn with seed {seed}. {explains}", [cases[index] for index in drawn]
         ),

@@ -8,14 +8,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from distcam_jax.report.overlays import DERIVED_BOX_COLOR, TRUE_BOX_COLOR, color_table
 from distcam_jax.report.page import Case, case_pictures, write_atomically
 
 _INK, _QUIET = "#17181a", "#62666d"
 _SIDE = 2.0  # inches of a picture's width
-_LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 1.45, 0.75, 0.4, 0.5, 0.1  # inches
+_LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 1.45, 0.75, 0.4, 0.34, 0.1  # inches
 
 
 def save_figure(
@@ -129,12 +130,13 @@ def _box_legend(figure: Figure, cases: Sequence[Case], left: float, height: floa
         kinds.append(("box from the heatmap", DERIVED_BOX_COLOR))
     if not kinds:
         return
-    patches = [
-        Patch(facecolor="#8a8f96", edgecolor="#{:02x}{:02x}{:02x}".format(*color), linewidth=2, label=name)
+    outline = [withStroke(linewidth=5, foreground=_INK)]  # white on white would not show
+    lines = [
+        Line2D([], [], color="#{:02x}{:02x}{:02x}".format(*color), linewidth=3, label=name, path_effects=outline)
         for name, color in kinds
     ]
     figure.legend(
-        handles=patches,
+        handles=lines,
         loc="lower left",
         bbox_to_anchor=(left, 0.08 / height),
         borderaxespad=0,
@@ -143,5 +145,5 @@ def _box_legend(figure: Figure, cases: Sequence[Case], left: float, height: floa
         frameon=False,
         fontsize=8.5,
         labelcolor=_QUIET,
-        handlelength=1.4,
+        handlelength=1.6,
     )

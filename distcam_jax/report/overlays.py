@@ -17,7 +17,7 @@ from jaxtyping import Array, Num, Shaped, UInt8
 DISPLAY_SHORT_SIDE = 320  # smaller images are enlarged to this
 DISPLAY_LONG_SIDE = 640  # larger ones are shrunk to this
 TRUE_BOX_COLOR = (255, 255, 255)  # white and magenta: the two that the colour map does not use
-DERIVED_BOX_COLOR = (255, 0, 200)
+DERIVED_BOX_COLOR = (255, 45, 215)
 _PIXEL_ART_SIDE = 32  # below this an image is shown pixel by pixel: interpolation would only invent detail
 
 
@@ -193,7 +193,7 @@ def draw_boxes(
         boxes: `x0, y0, x1, y1` in pixels of this picture, exclusive end: the outline's last column is x1 − 1. Boxes
             are rounded and cut at the border; empty ones and those with a NaN are left out.
         color: RGB, 0 to 255.
-        thickness: of the line in pixels; by default 1 for each 110 pixels of the short side, at least 1.
+        thickness: of the line in pixels; by default 1 for each 90 pixels of the short side, at least 1.
         halo: puts a thin dark line on either side, so that the outline shows on any background.
 
     Returns:
@@ -215,7 +215,7 @@ def draw_boxes(
     if corners.size and (corners.ndim != 2 or corners.shape[-1] != 4):
         raise ValueError(f"boxes must be [m, 4], got shape {corners.shape}")
     height, width = image.shape[:2]
-    thickness = max(1, round(min(height, width) / 110)) if thickness is None else thickness
+    thickness = max(1, round(min(height, width) / 90)) if thickness is None else thickness
     picture = image.copy()
     for box in corners.reshape(-1, 4):
         if not np.isfinite(box).all():

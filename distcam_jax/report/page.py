@@ -312,7 +312,8 @@ def _section_view(section: Section, report: Report) -> dict[str, Any]:
         for title, picture, caption in case_pictures(case, alpha=report.alpha, colormap=report.colormap):
             alt = f"{title}: {case.name}" if title == "Input" else f"{title} heatmap over {case.name}"
             panels.append(_picture_view(picture, alt) | {"title": title, "caption": caption})
-        cases.append({"case": case, "panels": panels})
+        # the panels say it already where they have an IoU of their own
+        cases.append({"case": case, "panels": panels, "show_iou": all(panel.iou is None for panel in case.panels)})
     boxes = any(
         case.true_boxes is not None or any(panel.box is not None for panel in case.panels) for case in section.cases
     )

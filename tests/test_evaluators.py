@@ -1,0 +1,250 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distcam_jax import training
+from distcam_jax.evaluators import METHODS, class_maps, evaluate, figures, localize, tune_thresholds
+from distcam_jax.evaluators.cases import choose_cases
+from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS, Localization, threshold_index, wrong_classes
+from distcam_jax.prototypes import load_prototypes
+from tests.tiny_run import tiny_config
+
+pytestmark = pytest.mark.usefixtures("prepared_data")
+
+ROOT = Path(__file__).parents[1]
+BOOTSTRAP = {"seed": 0, "resamples": 200}
+
+
+def numpy_map(features, weights):
+    return sum(weights[k] * features[:, :, k].astype(np.float64) for k in range(features.shape[2]))
+
+
+@pytest.fixture
+def scene():
+    rng = np.random.default_rng(0)
+    features = np.maximum(rng.normal(size=(3, 4, 5, 6)), 0).astype(np.float32)
+    prototypes = rng.random((7, 6), dtype=np.float32)
+    linear = rng.normal(size=(7, 6)).astype(np.float32)
+    classes = np.array([[0, 6], [3, 3], [5, 1]], np.int32)
+    return features, prototypes, linear, classes
+
+
+def test_class_maps_are_those_of_a_loop(scene):
+    features, prototypes, linear, classes = scene
+    maps = class_maps(features, classes, prototypes, jnp.asarray(linear), eps=0.3)
+    assert maps.keys() == METHODS.keys()
+    for i in range(3):
+        pooled = features[i].astype(np.float64).mean(axis=(0, 1))
+        distances = np.abs(prototypes.astype(np.float64) - pooled)
+        for j, c in enumerate(classes[i]):
+            reciprocal = {e: 1 / (distances[c] / distances[c].mean() + e) for e in (0.3, 1e-6)}
+            weights = {
+                "cam": linear[c],
+                "dist_cam": reciprocal[0.3] / reciprocal[0.3].sum(),
+                "dist_cam_literal": reciprocal[1e-6] / reciprocal[1e-6].sum(),
+                "contrastive": distances.mean(axis=0) - distances[c],
+                "uniform": np.ones(6),
+            }
+            for name, weight in weights.items():
+                expected = numpy_map(features[i], weight)
+                np.testing.assert_allclose(maps[name][i, j], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_class_maps_without_a_linear_layer_leave_cam_out(scene):
+    features, prototypes, _, classes = scene
+    assert "cam" not in class_maps(features, classes, prototypes)
+
+
+def test_wrong_classes_are_never_the_own_and_the_same_for_an_image_in_any_batch():
+    labels = np.arange(200) % 5
+    index = np.arange(200)
+    chosen = wrong_classes(labels, index, 5, seed=3)
+    assert np.all(chosen != labels)
+    assert set(chosen - labels) == {d for d in range(-4, 5) if d}
+    np.testing.assert_array_equal(wrong_classes(labels[50:60], index[50:60], 5, seed=3), chosen[50:60])
+    assert np.any(wrong_classes(labels, index, 5, seed=4) != chosen)
+
+
+def test_wrong_classes_need_two_classes():
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        wrong_classes(np.zeros(1, int), np.zeros(1, int), 1, seed=0)
+
+
+def measured_by_hand():
+    """Four images: the class is right for 0, 1 and 3 by softmax, for 0 and 2 by prototypes; boxes by IoU."""
+    at = threshold_index(DEFAULT_THRESHOLD)
+    best = threshold_index(0.5)
+
+    def ious(default, tuned):
+        values = np.zeros((4, len(THRESHOLDS)))
+        values[:, at], values[:, best] = default, tuned
+        return values
+
+    right = {
+        "cam": ious([0.9, 0.4, 0.9, 0.5], [0.9, 0.9, 0.9, 0.9]),
+        "dist_cam": ious([0.6, 0.6, 0.6, 0.1], [0.6, 0.6, 0.1, 0.1]),
+        "uniform": ious([0.1, 0.1, 0.1, 0.9], [0.9, 0.1, 0.1, 0.9]),
+    }
+    wrong = {name: ious([0.9, 0.1, 0.1, 0.1], [0.9, 0.9, 0.1, 0.1]) for name in right}
+    return Localization(
+        labels=np.array([1, 2, 3, 4]),
+        index=np.arange(4),
+        wrong=np.array([2, 3, 4, 1]),
+        decisions={"softmax": np.array([[1, 2], [2, 3], [4, 3], [4, 1]]), "nearest": np.array([[1, 9], [9, 2], [3, 9], [9, 9]])},
+        distances=np.ones(4),
+        right_iou=right,
+        wrong_iou=wrong,
+        box_iou={"center_box": np.array([0.5, 0.49, 0.9, 0.0]), "whole_image": np.zeros(4)},
+    )
+
+
+def test_tune_thresholds_takes_the_best_of_each_method_and_the_lowest_on_ties():
+    tuned = tune_thresholds(measured_by_hand())
+    assert tuned == {"cam": 0.5, "dist_cam": 0.2, "uniform": 0.5}
+
+
+def test_localization_figures_are_those_counted_by_hand():
+    found = figures.localization_figures(measured_by_hand(), {"cam": 0.5, "dist_cam": 0.2, "uniform": 0.5}, **BOOTSTRAP)
+    value = {
+        (row, kind, name): found[row][kind][name].value
+        for row in found
+        for kind in ("default", "tuned")
+        for name in found[row][kind]
+    }
+    assert value["cam", "default", "gt_known"] == 0.75
+    assert value["cam", "default", "top1_error"] == 0.5  # images 0 and 3 have class and box right
+    assert value["cam", "default", "top5_error"] == 0.25  # image 2 has its class second
+    assert value["cam", "tuned", "top1_error"] == 0.25
+    assert value["cam", "default", "wrong_class_gt_known"] == 0.25
+    assert value["dist_cam", "default", "top1_error"] == 0.5  # by the nearest prototype, not by softmax
+    assert value["dist_cam", "default", "top5_error"] == 0.25
+    assert value["center_box", "default", "gt_known"] == 0.5  # IoU 0.5 itself is right
+    assert value["center_box", "default", "top1_error"] == 0.5
+    assert value["whole_image", "tuned", "top1_error"] == 1.0
+    assert value["wrong_prototype", "default", "top1_error"] == 0.75
+    assert ("uniform", "default", "wrong_class_gt_known") not in value
+
+
+def test_classification_figures_are_those_counted_by_hand():
+    found = figures.classification_figures(measured_by_hand(), **BOOTSTRAP)
+    assert {name: figure.value for name, figure in found.items()} == {
+        "softmax_top1": 0.75,
+        "softmax_top5": 1.0,
+        "nearest_prototype_top1": 0.5,
+        "nearest_prototype_top5": 0.75,
+    }
+    assert found["softmax_top1"].low <= 0.75 <= found["softmax_top1"].high
+
+
+def test_difference_figure_is_paired():
+    a = np.arange(100) % 2 == 0
+    figure = figures.difference_figure(a, a, **BOOTSTRAP)
+    assert (figure.value, figure.low, figure.high) == (0.0, 0.0, 0.0)
+
+
+def test_choose_cases_ranks_by_dist_cam():
+    chosen = choose_cases(measured_by_hand(), 2, seed=0)
+    assert list(chosen["worst"])[0] == 3
+    assert 3 not in chosen["best"]
+    assert len(chosen["random"]) == 2
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Both objectives, trained for a moment, and their common evaluation."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTCAM_DATA_DIR", str(tmp_path_factory.getbasetemp() / "prepared"))
+        for objective in training.OBJECTIVES:
+            training.fit(tiny_config(objective), folder / objective)
+        metrics = evaluate(
+            tiny_config("metric"), folder / "metric", output=folder / "out", compare=[folder / "softmax"]
+        )
+    return folder, metrics
+
+
+def test_evaluate_writes_figures_report_and_prototypes(runs):
+    folder, metrics = runs
+    assert json.loads((folder / "out" / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    report = (folder / "out" / "report.html").read_text()
+    assert all(title in report for title in ("CAM", "Dist-CAM", "contrastive Dist-CAM", "Best cases", "Worst cases"))
+    assert (folder / "out" / "examples.png").read_bytes()[:4] == b"\x89PNG"
+    kept = load_prototypes(folder / "metric" / "prototypes.safetensors")
+    assert kept.weights_hash == metrics["networks"]["metric"]["weights_hash"]
+    assert kept.counts.sum() == 64
+
+
+def test_evaluate_measures_every_method_and_baseline(runs):
+    _, metrics = runs
+    rows = metrics["networks"]["softmax"]["localization"]
+    assert set(rows) == set(METHODS) | {"center_box", "whole_image", "wrong_prototype"}
+    assert set(metrics["networks"]["metric"]["localization"]) == set(rows) - {"cam"}
+    for row in rows.values():
+        figure = row["tuned"]["gt_known"]
+        assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+    assert metrics["images"] == 20
+    assert any("softmax: CAM" in pair["b"] and "metric: Dist-CAM" in pair["a"] for pair in metrics["differences"])
+
+
+def test_evaluate_keeps_no_path_of_this_machine_in_the_figures(runs):
+    folder, metrics = runs
+    assert str(folder) not in json.dumps(metrics)
+    assert "manual_dir" not in json.dumps(metrics)
+
+
+def run_script(script, *arguments):
+    command = [sys.executable, str(ROOT / script), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+QUICKSTART = "--config=configs/quickstart.py:metric"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train.py", ["--config=configs/quickstart.py:contrast"], "unknown objective 'contrast'; choose one of"),
+        ("train.py", [QUICKSTART, "--config.model.name=resnet99"], "unknown model 'resnet99'; choose one of"),
+        ("train.py", [QUICKSTART, "--config.data.name=imagenet99"], "'imagenet99', want one of digits"),
+        ("train.py", ["--config=configs/tiny_imagenet.py:metric"], "manual_dir"),
+        ("evaluate.py", [QUICKSTART], "holds no checkpoints; train first"),
+        ("evaluate.py", [QUICKSTART, "--compare=nowhere"], "nowhere is no run of train.py"),
+    ],
+)
+def test_scripts_end_in_one_line_for_what_the_user_can_mend(tmp_path, script, arguments, message):
+    done = run_script(script, *arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith(f"{script}: ")
+    assert message in last
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluate_refuses_prototypes_of_another_network(runs, tmp_path):
+    folder, _ = runs
+    with pytest.raises(ValueError, match="does not fit this model: its weights_hash"):
+        evaluate(
+            tiny_config("softmax"),
+            folder / "softmax",
+            output=tmp_path,
+            prototypes=folder / "metric" / "prototypes.safetensors",
+        )
+
+
+def test_localize_leaves_padding_out(runs):
+    folder, _ = runs
+    from distcam_jax.evaluators import load_network, network_prototypes
+
+    config = tiny_config("metric")
+    network = load_network(config, folder / "metric", 10, name="metric")
+    prototypes = network_prototypes(network, folder / "metric" / "prototypes.safetensors", batch=16)
+    source = training.load_split(config, "eval").source
+    whole = localize(network, prototypes, network.batches(source, batch=16))
+    assert len(whole.labels) == 20
+    np.testing.assert_array_equal(whole.index, np.arange(20))
+    np.testing.assert_array_equal(whole.labels, [source[i]["label"] for i in range(20)])
