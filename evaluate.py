@@ -1,9 +1,9 @@
 """Evaluates a run: python evaluate.py --config=configs/quickstart.py:metric --workdir=runs/quickstart/metric."""
 
-import sys
-
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
+
+from distcam_jax import scripts
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Which experiment: configs/<name>.py[:argument].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -13,24 +13,15 @@ _PROTOTYPES = flags.DEFINE_string("prototypes", None, "A prototypes file instead
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def main(_) -> None:
-    """One call into the package; what the user can mend ends in one line."""
-    from distcam_jax.evaluators import evaluate
+def main() -> None:
+    """One call into the package."""
+    from distcam_jax.evaluators import evaluate  # after the flags, so that --help and a mistyped flag answer at once
 
-    logging.set_verbosity(logging.WARNING)
-    output = _OUTPUT.value or _WORKDIR.value
-    try:
-        evaluate(
-            _CONFIG.value.lock(),
-            _WORKDIR.value,
-            output=output,
-            compare=_COMPARE.value,
-            prototypes=_PROTOTYPES.value,
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"evaluate.py: {error}")
+    workdir = str(_WORKDIR.value)
+    output = _OUTPUT.value or workdir
+    evaluate(_CONFIG.value, workdir, output=output, compare=_COMPARE.value, prototypes=_PROTOTYPES.value)
     print(f"\nfigures: {output}/metrics.json\nreport:  {output}/report.html")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

@@ -31,7 +31,12 @@ def get_config(objective: str = "metric") -> ml_collections.ConfigDict:
             batch=64,
             epochs=3.0,
             optimizer=dict(
-                name="adamw", learning_rate=3e-3, warmup_epochs=0.3, momentum=0.9, weight_decay=0.05, label_smoothing=0.0
+                name="adamw",
+                learning_rate=3e-3,
+                warmup_epochs=0.3,
+                momentum=0.9,
+                weight_decay=0.05,
+                label_smoothing=0.0,
             ),
             metric=dict(prototypes="class_means", auxiliary=1.0, scale=8.0, memory=40.0),
             log_every=10,

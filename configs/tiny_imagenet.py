@@ -4,17 +4,35 @@
         --config.data.manual_dir=<folder with tiny-imagenet-200 or its archive>
 
 The argument is `objective[,classes]`: "metric" or "softmax"; "core20" picks twenty classes, nothing takes all classes
-that the folder holds. `--config.data.classes=` picks others: ids with commas, or a .txt or .json file of them. A stem of stride 2 without a max-pool and a last
-stage of stride 1 keep the feature map at 8 x 8. docs/results/tiny_imagenet.md has commands, run times and figures.
+that the folder holds. `--config.data.classes=` picks others: ids with commas, or a .txt or .json file of them.
+
+A stem of stride 2 without a max-pool and a last stage of stride 1 keep the feature map at 8 x 8.
+docs/results/tiny_imagenet.md has commands, run times and figures.
 """
 
 import ml_collections
 
 CORE20 = (
-    "n01855672", "n02099601", "n02206856", "n02233338", "n02699494",
-    "n02769748", "n02843684", "n03126707", "n03388043", "n03424325",
-    "n03854065", "n03930313", "n03976657", "n03977966", "n03983396",
-    "n03992509", "n04417672", "n04501370", "n07583066", "n07749582",
+    "n01855672",
+    "n02099601",
+    "n02206856",
+    "n02233338",
+    "n02699494",
+    "n02769748",
+    "n02843684",
+    "n03126707",
+    "n03388043",
+    "n03424325",
+    "n03854065",
+    "n03930313",
+    "n03976657",
+    "n03977966",
+    "n03983396",
+    "n03992509",
+    "n04417672",
+    "n04501370",
+    "n07583066",
+    "n07749582",
 )
 
 

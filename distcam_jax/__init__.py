@@ -1,7 +1,7 @@
 """Dist-CAM: class activation maps for networks without a classifier layer, in JAX.
 
-The functions here take pooled features and feature maps of any model. Models, data sets, training, evaluation and reports
-are modules of their own, imported by name.
+The functions here take pooled features and feature maps of any model. Models, data sets, training, evaluation and
+reports are modules of their own, imported by name.
 """
 
 from distcam_jax.cam import (

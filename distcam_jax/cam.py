@@ -23,6 +23,8 @@ from jax import lax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
+from distcam_jax.checks import check_positive_integers, integer_labels, working_arrays
+
 AnyArray = Array | np.ndarray
 HIGHEST = lax.Precision.HIGHEST
 
@@ -45,7 +47,7 @@ def global_average_pool(features: Float[AnyArray, "*b h w k"]) -> Float[Array, "
         >>> global_average_pool(np.array([[[1.0, 8.0], [3.0, 0.0]]])).tolist()
         [2.0, 4.0]
     """
-    (features,) = _working_arrays(features=(features, "... h w k"))
+    (features,) = working_arrays(features=(features, "... h w k"))
     return jnp.mean(features, axis=(-3, -2))
 
 
@@ -63,7 +65,7 @@ def channel_distances(query: Float[AnyArray, "... k"], reference: Float[AnyArray
         >>> channel_distances(np.array([1.0, 5.0]), np.array([[1.0, 2.0], [3.0, 6.0]])).tolist()
         [[0.0, 3.0], [2.0, 1.0]]
     """
-    query, reference = _working_arrays(query=(query, "... k"), reference=(reference, "... k"))
+    query, reference = working_arrays(query=(query, "... k"), reference=(reference, "... k"))
     return jnp.abs(reference - query)
 
 
@@ -92,7 +94,7 @@ def reciprocal_weights(
         >>> reciprocal_weights(np.array([1.0, 3.0]), norm="max", eps=0.5).tolist()  # from 1 / 1 and 1 / 2
         [1.0, 0.5]
     """
-    (distances,) = _working_arrays(distances=(distances, "... k"))
+    (distances,) = working_arrays(distances=(distances, "... k"))
     if norm not in NORMS:
         raise ValueError(f"norm: want one of {', '.join(map(repr, NORMS))}, got {norm!r}")
     if not isinstance(eps, float | int | np.floating | np.integer) or not 0 < eps < math.inf:
@@ -122,7 +124,7 @@ def contrastive_weights(distances: Float[AnyArray, "*b c k"]) -> Float[Array, "*
         >>> contrastive_weights(np.array([[0.0, 4.0], [2.0, 2.0]])).tolist()
         [[1.0, -1.0], [-1.0, 1.0]]
     """
-    (distances,) = _working_arrays(distances=(distances, "... c k"))
+    (distances,) = working_arrays(distances=(distances, "... c k"))
     return jnp.mean(distances, axis=-2, keepdims=True) - distances
 
 
@@ -143,7 +145,7 @@ def weighted_channel_sum(
         >>> weighted_channel_sum(np.array([[[1.0, 8.0], [3.0, 0.0]]]), np.array([1.0, 0.5])).tolist()
         [[5.0, 3.0]]
     """
-    features, weights = _working_arrays(features=(features, "... h w k"), weights=(weights, "... k"))
+    features, weights = working_arrays(features=(features, "... h w k"), weights=(weights, "... k"))
     return jnp.einsum("...hwk,...k->...hw", features, weights, precision=precision)
 
 
@@ -170,7 +172,7 @@ def cam(
         >>> cam(np.array([[[1.0, 8.0], [3.0, 0.0]]]), np.array([[1.0, 0.5], [-1.0, 0.0]])).tolist()
         [[[5.0, 3.0]], [[-1.0, -3.0]]]
     """
-    features, class_weights = _working_arrays(features=(features, "... h w k"), class_weights=(class_weights, "c k"))
+    features, class_weights = working_arrays(features=(features, "... h w k"), class_weights=(class_weights, "c k"))
     return jnp.einsum("...hwk,ck->...chw", features, class_weights, precision=precision)
 
 
@@ -241,7 +243,7 @@ def dist_cam_pairs(
         >>> dist_cam_pairs(features, np.array([6.0, 4.0]), norm="max", eps=2.0).tolist()
         [[8.5, 1.5]]
     """
-    features, references = _working_arrays(features=(features, "... h w k"), references=(references, "... k"))
+    features, references = working_arrays(features=(features, "... h w k"), references=(references, "... k"))
     distances = channel_distances(global_average_pool(features), references)
     return weighted_channel_sum(features, reciprocal_weights(distances, norm=norm, eps=eps), precision=precision)
 
@@ -299,12 +301,9 @@ def class_prototypes(
         >>> prototypes.tolist(), counts.tolist()
         ([[0.0, 0.0], [2.0, 4.0]], [0, 2])
     """
-    (embeddings,) = _working_arrays(embeddings=(embeddings, "n k"))
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != embeddings.shape[:1]:
-        want = f"integers of shape {embeddings.shape[:1]}, one for each of the embeddings"
-        raise ValueError(f"labels: want {want}, got {labels.dtype} of shape {labels.shape}")
-    _check_positive_integer(num_classes=num_classes)
+    (embeddings,) = working_arrays(embeddings=(embeddings, "n k"))
+    labels = integer_labels(labels, len(embeddings))
+    check_positive_integers(num_classes=num_classes)
     labels = labels.astype(jnp.int32)
     labels = jnp.where(labels < 0, num_classes, labels)  # a negative index would count from the end
     counts = jnp.zeros(num_classes, jnp.int32).at[labels].add(1, mode="drop")
@@ -339,7 +338,7 @@ def nearest_prototype(
         >>> labels.tolist(), distances.tolist()
         ([1], [[3.0, 2.0]])
     """
-    embeddings, prototypes = _working_arrays(embeddings=(embeddings, "... k"), prototypes=(prototypes, "c k"))
+    embeddings, prototypes = working_arrays(embeddings=(embeddings, "... k"), prototypes=(prototypes, "c k"))
     if counts is not None and counts.shape != prototypes.shape[:1]:
         raise ValueError(f"counts: want shape {prototypes.shape[:1]}, one a prototype, got {counts.shape}")
     *batch, channels = embeddings.shape
@@ -356,7 +355,7 @@ def nearest_prototype(
 
 def _class_maps(features, prototypes, weigh, precision, batch_size):
     """Maps `[..., c, h, w]` of all images, where `weigh` makes weights `[c, k]` of an image's distances `[c, k]`."""
-    features, prototypes = _working_arrays(features=(features, "... h w k"), prototypes=(prototypes, "c k"))
+    features, prototypes = working_arrays(features=(features, "... h w k"), prototypes=(prototypes, "c k"))
     *batch, height, width, channels = features.shape
     images = features.reshape(math.prod(batch), height * width, channels)
 
@@ -376,7 +375,7 @@ def _in_blocks(function: Callable, arrays: tuple, item_bytes: int, batch_size: i
     if batch_size is None:
         block_bytes = CPU_BLOCK_BYTES if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_BYTES
         batch_size = max(1, block_bytes // item_bytes)
-    _check_positive_integer(batch_size=batch_size)
+    check_positive_integers(batch_size=batch_size)
     if len(arrays[0]) <= batch_size:
         return jax.vmap(function)(*arrays)
     return lax.map(lambda items: function(*items), arrays, batch_size=batch_size if batch_size > 1 else None)
@@ -395,37 +394,3 @@ NORMS: dict[str, Callable] = {
     "max": lambda weights: weights / jnp.max(weights, axis=-1, keepdims=True),
     "minmax": _minmax,
 }
-
-
-def _check_positive_integer(**arguments):
-    for name, value in arguments.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: want a positive integer, got {value!r}")
-
-
-def _working_arrays(**arguments):
-    """Checks each `name=(array, axes)` and returns the arrays in their common type, float32 or float64.
-
-    `axes` is text such as `"... h w k"`. Axes of one name have one size; none but n is empty.
-    """
-    arrays, sizes, leading = [], {}, {}
-    for name, (value, axes) in arguments.items():
-        array, names = jnp.asarray(value), axes.removeprefix("... ").split()
-        want, got = f"{name}: want axes [{axes}]", f"got shape {array.shape}"
-        leading[name], shape = array.shape[: -len(names)], array.shape[-len(names) :]
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name}: want a floating type, got {array.dtype}")
-        if len(shape) < len(names) or (leading[name] and not axes.startswith("...")):
-            raise ValueError(f"{want}, {got}")
-        for axis, size in zip(names, shape, strict=True):
-            if size == 0 and axis != "n":
-                raise ValueError(f"{want} with {axis} not empty, {got}")
-            if sizes.setdefault(axis, size) != size:
-                raise ValueError(f"{want} with {axis} = {sizes[axis]} as in {next(iter(arguments))}, {got}")
-        arrays.append(array)
-    try:
-        np.broadcast_shapes(*leading.values())
-    except ValueError:
-        raise ValueError(f"{', '.join(arguments)}: want leading axes that broadcast, got {leading}") from None
-    dtype = jnp.float64 if any(array.dtype == jnp.float64 for array in arrays) else jnp.float32
-    return [array.astype(dtype) for array in arrays]

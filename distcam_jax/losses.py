@@ -16,6 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from distcam_jax.checks import integer_labels, working_arrays
+
 _MAX_BLOCK_ELEMENTS = 2**22  # of the [classes, b, k] differences held at once
 _RULED_OUT = -1e9  # the score of a class without samples; finite, so that no gradient is NaN
 
@@ -40,9 +42,7 @@ def l1_distances(
         >>> l1_distances(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 0.0], [1.0, 4.0]])).tolist()
         [[3.0, 2.0]]
     """
-    embeddings = _float_array("embeddings", embeddings, "b k")
-    prototypes = _float_array("prototypes", prototypes, "c k")
-    _check_channels(embeddings=embeddings, prototypes=prototypes)
+    embeddings, prototypes = working_arrays(embeddings=(embeddings, "b k"), prototypes=(prototypes, "c k"))
 
     # The backward pass computes the differences again instead of keeping them.
     @jax.checkpoint
@@ -80,8 +80,8 @@ def softmax_cross_entropy(
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
-    logits = _float_array("logits", logits, "b c")
-    labels = _class_numbers(labels, logits.shape[0])
+    (logits,) = working_arrays(logits=(logits, "b c"))
+    labels = integer_labels(labels, len(logits))
     hard = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     if not label_smoothing:
         return hard
@@ -159,11 +159,10 @@ def update_class_means(
     """
     if not memory >= 1:
         raise ValueError(f"memory must be at least 1 sample, got {memory}")
-    means = _float_array("means", means, "c k")
-    embeddings = _float_array("embeddings", embeddings, "b k")
-    _check_channels(embeddings=embeddings, means=means)
-    counts = _counts(counts, means.shape[0])
-    labels = _class_numbers(labels, embeddings.shape[0])
+    means, counts, embeddings = working_arrays(
+        means=(means, "c k"), counts=(counts, "c"), embeddings=(embeddings, "b k")
+    )
+    labels = integer_labels(labels, len(embeddings))
     one_hot = jax.nn.one_hot(labels, means.shape[0], dtype=means.dtype)
     added = jnp.sum(one_hot, axis=0)
     sums = jnp.matmul(one_hot.T, embeddings, precision=jax.lax.Precision.HIGHEST)
@@ -215,10 +214,9 @@ def class_mean_logits(
         >>> jax.grad(margin)(jnp.array([[0.5], [2.0]])).tolist()
         [[-2.0], [1.0]]
     """
-    embeddings = _float_array("embeddings", embeddings, "b k")
-    means = jax.lax.stop_gradient(_float_array("means", means, "c k"))
-    _check_channels(embeddings=embeddings, means=means)
-    labels = _class_numbers(labels, embeddings.shape[0])
+    embeddings, means = working_arrays(embeddings=(embeddings, "b k"), means=(means, "c k"))
+    means = jax.lax.stop_gradient(means)
+    labels = integer_labels(labels, len(embeddings))
     own = jax.nn.one_hot(labels, means.shape[0], dtype=means.dtype)
     sums = jnp.matmul(own.T, embeddings, precision=jax.lax.Precision.HIGHEST)
     batch_means = sums / jnp.maximum(own.sum(axis=0), 1.0)[:, None]
@@ -237,39 +235,10 @@ def _absolute(x) -> jax.Array:
 def _scores(distances, counts, scale, relative) -> jax.Array:
     if isinstance(scale, int | float | np.number) and not 0 < scale < np.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
-    counts = _counts(counts, distances.shape[-1])
+    distances, counts = working_arrays(distances=(distances, "b c"), counts=(counts, "c"))
     if relative:
         seen = jnp.where(counts > 0, distances, 0)
         pairs = jnp.maximum(jnp.sum(counts > 0) * len(distances), 1).astype(distances.dtype)
         unit = jnp.sum(seen) / pairs
         distances = distances / jnp.where(unit > 0, unit, 1)  # all distances zero: any unit does
     return jnp.where(counts > 0, -scale * distances, jnp.asarray(_RULED_OUT, distances.dtype))
-
-
-def _float_array(name: str, array, axes: str) -> jax.Array:
-    array = jnp.asarray(array)
-    if array.ndim != len(axes.split()):
-        raise ValueError(f"{name} must have axes [{axes}], got shape {array.shape}")
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name} must be floats, got {array.dtype}")
-    return array if array.dtype == jnp.float64 else array.astype(jnp.float32)
-
-
-def _check_channels(**arrays):
-    sizes = [array.shape[-1] for array in arrays.values()]
-    if len(set(sizes)) > 1:
-        raise ValueError(f"{' and '.join(arrays)} must have the same channels, got {' and '.join(map(str, sizes))}")
-
-
-def _counts(counts, classes: int) -> jax.Array:
-    counts = _float_array("counts", counts, "c")
-    if counts.shape != (classes,):
-        raise ValueError(f"counts must have one number for each of {classes} classes, got shape {counts.shape}")
-    return counts
-
-
-def _class_numbers(labels, size: int) -> jax.Array:
-    labels = jnp.asarray(labels)
-    if labels.shape != (size,) or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be {size} integers, one a sample, got {labels.dtype} of shape {labels.shape}")
-    return labels

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from distcam_jax import checkpoints, losses
 from distcam_jax.datasets import Dataset, load_dataset
 from distcam_jax.input_pipeline import make_train_iterator
-from distcam_jax.models import create_model
+from distcam_jax.models import Backbone, create_model
 
 OBJECTIVES = ("softmax", "metric")
 OPTIMIZERS = ("sgd", "adamw")
@@ -82,7 +82,7 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nnx.Module:
+def build_model(config: ml_collections.ConfigDict, num_classes: int) -> Backbone:
     """The configured backbone, with a linear head for "softmax" and none for "metric"."""
     if config.objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {config.objective!r}; choose one of {', '.join(OBJECTIVES)}")
@@ -96,7 +96,9 @@ def normalize(images: jax.Array, config: ml_collections.ConfigDict) -> jax.Array
     return (images - jnp.asarray(config.input.mean, images.dtype)) / jnp.asarray(config.input.std, images.dtype)
 
 
-def learning_rate_schedule(config: ml_collections.ConfigDict, steps: int, steps_per_epoch: float | int) -> optax.Schedule:
+def learning_rate_schedule(
+    config: ml_collections.ConfigDict, steps: int, steps_per_epoch: float | int
+) -> optax.Schedule:
     """Linear warm-up, then a cosine down to zero (Goyal et al., 2017; Loshchilov and Hutter, ICLR 2017)."""
     warmup = min(steps, round(config.optimizer.warmup_epochs * steps_per_epoch))
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.optimizer.learning_rate, warmup, max(steps, warmup + 1))
@@ -163,9 +165,9 @@ def create_state(
 def _metric_params(config, num_classes: int, channels: int) -> dict[str, jax.Array]:
     """The metric objective's own parameters, none of which the network needs once it is trained.
 
-    `log_scale`, the logarithm of the inverse temperature; the kernel of the auxiliary classifier, whose cross-entropy is
-    added with the weight `metric.auxiliary`, as identity and metric losses are in re-identification (Luo et al., 2019);
-    and free proxies, if chosen.
+    `log_scale` is the logarithm of the inverse temperature. `auxiliary` is the kernel of a classifier whose
+    cross-entropy is added with the weight `metric.auxiliary`, as re-identification adds identity and metric losses (Luo
+    et al., 2019). `proxies` are free prototypes, where they are chosen.
     """
     if config.metric.prototypes not in PROTOTYPES:
         raise ValueError(
@@ -251,6 +253,17 @@ def load_split(config: ml_collections.ConfigDict, split: str) -> Dataset:
     return load_dataset(split=config.input[f"{split}_split"], **config.data)
 
 
+_POSITIVE = ("batch", "epochs", "log_every", "checkpoint.every_steps", "input.image_size", "evaluate.batch")
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Refuses a configuration whose counts are not positive; a ValueError names the key."""
+    values = _flatten(config.to_dict())
+    for name in _POSITIVE:
+        if not values[name] > 0:
+            raise ValueError(f"config.{name} must be positive, got {values[name]}")
+
+
 # What may differ between runs that share a folder: none of it changes what the run computes.
 _FREE_KEYS = ("checkpoint", "log_every", "evaluate", "data.data_dir", "data.manual_dir", "input.num_workers")
 
@@ -313,7 +326,7 @@ class _Progress:
         values = {name: float(value) for name, value in metrics.items()}
         now = time.monotonic()
         values["images_per_second"] = (step - self.step) * self.batch / max(now - self.since, 1e-9)
-        values["learning_rate"] = float(self.schedule(step))
+        values["learning_rate"] = float(np.asarray(self.schedule(step)))
         self.bar.update(step - self.step)
         self.bar.set_postfix_str(
             f"loss {values['loss']:.3f}, accuracy {values['accuracy']:.3f}, {values['images_per_second']:.0f} images/s"
@@ -346,7 +359,8 @@ def fit(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
       ValueError: on a configuration that does not fit the folder or the data.
       FloatingPointError: when the loss is not finite.
     """
-    workdir = claim_workdir(config, workdir)
+    check_config(config)
+    check_workdir(config, workdir)
     mesh = create_mesh()
     data = load_split(config, "train")
     steps_per_epoch = len(data.source) / config.batch
@@ -364,6 +378,7 @@ def fit(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    workdir = claim_workdir(config, workdir)  # only now: a configuration that does not work leaves nothing behind
     with checkpoints.checkpoint_manager(workdir, keep=config.checkpoint.keep) as manager:
         restored = checkpoints.restore_latest(manager, state, iterator)
         first, state = restored if restored else (0, state)

@@ -6,7 +6,6 @@ import inspect
 import pkgutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import distcam_jax
 
 ROOT = Path(__file__).parents[1]
 LEVELS = {
-    0: {"cam", "losses", "localization", "statistics"},
+    0: {"cam", "checks", "losses", "localization", "statistics"},
     1: {"models", "datasets", "input_pipeline", "augmentations", "decoding"},
     2: {"checkpoints", "prototypes", "training", "evaluators", "report"},
 }
@@ -39,9 +38,9 @@ def modules():
 
 def public_functions(module):
     for name, value in vars(module).items():
-        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__:
-            if inspect.isfunction(value) or inspect.isclass(value) or hasattr(value, "lower"):
-                yield name, value
+        own = not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+        if own and (inspect.isfunction(value) or inspect.isclass(value) or hasattr(value, "lower")):
+            yield name, value
 
 
 @pytest.mark.parametrize("module", PUBLIC)
@@ -105,12 +104,7 @@ def test_imports_point_down_only():
     assert not wrong
 
 
-def test_import_is_quick_and_light():
+def test_import_is_light():
     code = "import sys, distcam_jax; print(sorted(m for m in sys.modules if '.' not in m))"
-    seconds = []
-    for _ in range(2):  # the first may compile bytecode
-        start = time.monotonic()
-        loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        seconds.append(time.monotonic() - start)
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not HEAVY & set(ast.literal_eval(loaded))
-    assert min(seconds) < 6, "the figure to keep is 2 s on a quiet machine; this only catches a heavy import"

@@ -95,7 +95,10 @@ def measured_by_hand():
         labels=np.array([1, 2, 3, 4]),
         index=np.arange(4),
         wrong=np.array([2, 3, 4, 1]),
-        decisions={"softmax": np.array([[1, 2], [2, 3], [4, 3], [4, 1]]), "nearest": np.array([[1, 9], [9, 2], [3, 9], [9, 9]])},
+        decisions={
+            "softmax": np.array([[1, 2], [2, 3], [4, 3], [4, 1]]),
+            "nearest": np.array([[1, 9], [9, 2], [3, 9], [9, 9]]),
+        },
         distances=np.ones(4),
         right_iou=right,
         wrong_iou=wrong,
@@ -149,7 +152,7 @@ def test_difference_figure_is_paired():
 
 def test_choose_cases_ranks_by_dist_cam():
     chosen = choose_cases(measured_by_hand(), 2, seed=0)
-    assert list(chosen["worst"])[0] == 3
+    assert chosen["worst"][0] == 3
     assert 3 not in chosen["best"]
     assert len(chosen["random"]) == 2
 
@@ -212,6 +215,9 @@ QUICKSTART = "--config=configs/quickstart.py:metric"
         ("train.py", [QUICKSTART, "--config.model.name=resnet99"], "unknown model 'resnet99'; choose one of"),
         ("train.py", [QUICKSTART, "--config.data.name=imagenet99"], "'imagenet99', want one of digits"),
         ("train.py", ["--config=configs/tiny_imagenet.py:metric"], "manual_dir"),
+        ("train.py", [QUICKSTART, "--config.nope=1"], "the configuration has no key 'nope'"),
+        ("train.py", [QUICKSTART, "--config.batch=0"], "config.batch must be positive, got 0"),
+        ("train.py", ["--config=configs/nope.py"], "No such file or directory: 'configs/nope.py'"),
         ("evaluate.py", [QUICKSTART], "holds no checkpoints; train first"),
         ("evaluate.py", [QUICKSTART, "--compare=nowhere"], "nowhere is no run of train.py"),
     ],

@@ -250,28 +250,40 @@ ONES, LABELS = jnp.ones((2, 3)), jnp.array([0, 1])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: l1_distances(ONES, jnp.ones((2, 4))), "embeddings and prototypes .* 3 and 4"),
-        (lambda: l1_distances(ONES[0], ONES), r"embeddings must have axes \[b k\], got shape \(3,\)"),
-        (lambda: l1_distances(ONES, LABELS[:, None]), "prototypes must be floats, got int32"),
+        (
+            lambda: l1_distances(ONES, jnp.ones((2, 4))),
+            r"prototypes: want axes \[c k\] with k = 3 as in embeddings, got shape \(2, 4\)",
+        ),
+        (lambda: l1_distances(ONES[0], ONES), r"embeddings: want axes \[b k\], got shape \(3,\)"),
+        (lambda: l1_distances(ONES, LABELS[:, None]), "prototypes: want a floating type, got int32"),
         (
             lambda: softmax_cross_entropy(ONES, LABELS, label_smoothing=1.0),
             r"label_smoothing must lie in \[0, 1\), got 1",
         ),
         (lambda: softmax_cross_entropy(ONES, LABELS, label_smoothing=-0.1), "label_smoothing"),
         (lambda: softmax_cross_entropy(ONES, LABELS, label_smoothing=float("nan")), "label_smoothing"),
-        (lambda: softmax_cross_entropy(ONES, jnp.ones(2)), "labels must be 2 integers, one a sample, got float32"),
-        (lambda: softmax_cross_entropy(ONES, LABELS[:1]), r"labels must be 2 integers.* shape \(1,\)"),
-        (lambda: softmax_cross_entropy(LABELS[:, None], LABELS), "logits must be floats, got int32"),
+        (lambda: softmax_cross_entropy(ONES, jnp.ones(2)), "labels: want 2 integers, one a sample, got float32"),
+        (lambda: softmax_cross_entropy(ONES, LABELS[:1]), r"labels: want 2 integers.* shape \(1,\)"),
+        (lambda: softmax_cross_entropy(LABELS[:, None], LABELS), "logits: want a floating type, got int32"),
         (lambda: prototype_logits(ONES, ONES, jnp.ones(2), scale=-1.0), "scale must be positive and finite, got -1"),
         (lambda: prototype_logits(ONES, ONES, jnp.ones(2), scale=0), "scale must be positive and finite, got 0"),
-        (lambda: prototype_logits(ONES, ONES, jnp.ones(3)), r"counts must have one .* 2 classes, got shape \(3,\)"),
+        (lambda: prototype_logits(ONES, ONES, jnp.ones(3)), r"counts: want axes \[c\] with c = 2.*, got shape \(3,\)"),
         (lambda: class_mean_logits(ONES, LABELS, ONES, jnp.ones(2), scale=-1.0), "scale must be positive"),
-        (lambda: class_mean_logits(ONES, LABELS, jnp.ones((2, 4)), jnp.ones(2)), "embeddings and means .* 3 and 4"),
+        (
+            lambda: class_mean_logits(ONES, LABELS, jnp.ones((2, 4)), jnp.ones(2)),
+            "means: want .* with k = 3 as in embeddings",
+        ),
         (lambda: update_class_means(ONES, jnp.ones(2), ONES, LABELS, memory=0.5), "memory must be at least 1"),
         (lambda: update_class_means(ONES, jnp.ones(2), ONES, LABELS, memory=float("nan")), "memory must be at least 1"),
-        (lambda: update_class_means(ONES, jnp.ones(2), ONES, LABELS[:1], memory=9), "labels must be 2 integers"),
-        (lambda: update_class_means(ONES, jnp.ones(3), ONES, LABELS, memory=9), "counts must have one"),
-        (lambda: update_class_means(jnp.ones((2, 4)), jnp.ones(2), ONES, LABELS, memory=9), "embeddings and means"),
+        (lambda: update_class_means(ONES, jnp.ones(2), ONES, LABELS[:1], memory=9), "labels: want 2 integers"),
+        (
+            lambda: update_class_means(ONES, jnp.ones(3), ONES, LABELS, memory=9),
+            "counts: want axes .* with c = 2 as in means",
+        ),
+        (
+            lambda: update_class_means(jnp.ones((2, 4)), jnp.ones(2), ONES, LABELS, memory=9),
+            "embeddings: want .* with k = 4 as in means",
+        ),
     ],
 )
 def test_losses_name_what_does_not_fit(call, message):

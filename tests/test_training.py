@@ -162,7 +162,9 @@ def test_train_script_killed_at_any_moment_continues_from_its_checkpoint(tmp_pat
         *("--config.checkpoint.every_steps=5", "--config.log_every=1"),
     ]
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
 
     def finished():  # while Orbax writes, the folder has a longer name
         return {int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("*") if path.name.isdigit()}

@@ -23,8 +23,7 @@ def tiny_config(objective="metric", **changes):
             batch=16,
             epochs=2.0,
             optimizer=dict(
-                name="sgd",
-                learning_rate=0.05, warmup_epochs=0.5, momentum=0.9, weight_decay=1e-4, label_smoothing=0.0
+                name="sgd", learning_rate=0.05, warmup_epochs=0.5, momentum=0.9, weight_decay=1e-4, label_smoothing=0.0
             ),
             metric=dict(prototypes="class_means", auxiliary=1.0, scale=8.0, memory=40.0),
             log_every=2,

@@ -47,7 +47,8 @@ class TinyImagenetConfig(tfds.core.BuilderConfig):
 
     Attributes:
       classes: WordNet ids, also as one string with commas, or a file of them (.txt: one a line; .json: a list of
-        strings); None or "" takes every class of wnids.txt that has images. Labels follow the sorted ids. Every choice is prepared in a folder of its own.
+        strings); None or "" takes every class of wnids.txt that has images.
+        Labels follow the sorted ids. Every choice is prepared in a folder of its own.
 
     Raises:
       ValueError: no class, or a class named twice, or a file that is none.

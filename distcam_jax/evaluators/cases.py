@@ -112,7 +112,14 @@ def make_cases(
 
 
 def make_comparisons(
-    data: Dataset, network: Network, prototypes: Prototypes, measured: Localization, *, count: int, norm: str, eps: float
+    data: Dataset,
+    network: Network,
+    prototypes: Prototypes,
+    measured: Localization,
+    *,
+    count: int,
+    norm: str,
+    eps: float,
 ) -> list[Comparison]:
     """A few images against their classes' prototypes, as Fig. 3 of the paper: by Dist-CAM and by the contrastive form.
 
@@ -144,7 +151,7 @@ def make_comparisons(
     }
     return [
         Comparison(
-            title=f"One image, several classes: {METHODS[name]}",
+            title=METHODS[name],
             text=text,
             class_names=[data.class_names[c] for c in classes],
             rows=[

@@ -80,7 +80,7 @@ def class_maps(
 
 
 def _in_order(values: dict) -> dict:
-    """jit returns dicts sorted by name; tables want the order of `METHODS`."""
+    """Sorts by method: jit returns dicts sorted by name; tables want the order of `METHODS`."""
     return {name: values[name] for name in METHODS if name in values}
 
 
@@ -92,7 +92,7 @@ class Localization:
         labels: true classes `[n]`.
         index: positions in the source `[n]`.
         wrong: the wrong class asked for as a control `[n]`.
-        decisions: best classes first `[n, top]`, by "softmax" (where there is a linear layer) and by "nearest" prototype.
+        decisions: best classes first `[n, top]`, by "softmax" (with a linear layer only) and by "nearest" prototype.
         distances: to the nearest prototype `[n]`.
         right_iou: method to IoU of the true class's box at every threshold `[n, thresholds]`.
         wrong_iou: the same of the wrong class's box.

@@ -89,7 +89,9 @@ def load_network(config: ml_collections.ConfigDict, workdir: str | Path, num_cla
     optimizer = training.make_optimizer(config, training.learning_rate_schedule(config, 1, 1.0))
     graph, state = training.create_state(config, num_classes, optimizer, mesh)
     if not (Path(workdir) / "checkpoints").is_dir():
-        raise ValueError(f"{workdir} holds no checkpoints; train first: python train.py --config=... --workdir={workdir}")
+        raise ValueError(
+            f"{workdir} holds no checkpoints; train first: python train.py --config=... --workdir={workdir}"
+        )
     with checkpoints.checkpoint_manager(workdir, read_only=True) as manager:
         restored = checkpoints.restore_latest(manager, state)
     if restored is None:
@@ -154,7 +156,7 @@ def network_prototypes(network: Network, path: Path, *, batch: int, given: bool 
     batches = network.batches(data.source, batch=batch)
     total = -(-len(data.source) // batch)
     values, counts = compute_prototypes(
-        lambda images: network(images)[1]["embedding"],
+        lambda images: np.asarray(network(images)[1]["embedding"]),
         tqdm(batches, f"prototypes of the {network.name} network", total, unit="batch", leave=False),
         data.num_classes,
     )

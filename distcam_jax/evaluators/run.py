@@ -22,7 +22,16 @@ from distcam_jax.evaluators.network import Network, load_network, load_run_confi
 from distcam_jax.prototypes import Prototypes
 from distcam_jax.report import Column, Measure, Report, Row, Section, Table, format_table, save_figure, save_report
 
-_PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "tensorflow-datasets", "numpy", "opencv-python-headless")
+_PACKAGES = (
+    "jax",
+    "flax",
+    "optax",
+    "grain",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "numpy",
+    "opencv-python-headless",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +50,9 @@ def evaluate(
     compare: Sequence[str | Path] = (),
     prototypes: str | Path | None = None,
 ) -> dict:
-    """Evaluates a run: classification, localisation with baselines, `metrics.json`, `report.html`, a printed table.
+    """Evaluates a run: classification, localisation with baselines.
+
+    Prints the tables and writes `metrics.json`, `tables.md`, `report.html` and `examples.png`, a few of the best cases.
 
     Args:
         config: the configuration of the run, see `configs/`.
@@ -58,7 +69,7 @@ def evaluate(
         ValueError: when runs, data and files do not belong together.
     """
     output = Path(workdir if output is None else output)
-    output.mkdir(parents=True, exist_ok=True)
+    training.check_config(config)
     training.check_workdir(config, workdir)
     runs = [(config, Path(workdir), prototypes)] + [(load_run_config(folder), Path(folder), None) for folder in compare]
     data = training.load_split(config, "eval")
@@ -71,20 +82,24 @@ def evaluate(
     tables = make_tables(metrics)
     print("\n\n".join(format_table(table) for table in tables))
     report, cases = _report(config, results, data, tables)
+    output.mkdir(parents=True, exist_ok=True)
     save_report(report, output / "report.html")
     save_figure(cases["best"][:4], output / "examples.png")
-    partial = output / "metrics.partial"
-    partial.write_text(json.dumps(metrics, indent=2) + "\n")
-    partial.replace(output / "metrics.json")
+    _write(output / "tables.md", "\n\n".join(format_table(table, markdown=True) for table in tables))
+    _write(output / "metrics.json", json.dumps(metrics, indent=2))
     return metrics
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text + "\n")
+    partial.replace(path)
 
 
 def _names(runs) -> list[str]:
     """A run is called by its objective, or by its folder where two share one."""
     objectives = [config.objective for config, _, _ in runs]
-    return [
-        config.objective if objectives.count(config.objective) == 1 else folder.name for config, folder, _ in runs
-    ]
+    return [config.objective if objectives.count(config.objective) == 1 else folder.name for config, folder, _ in runs]
 
 
 def _measure(config, options, folder, file, name, data: Dataset) -> _Result:
@@ -101,9 +116,7 @@ def _measure(config, options, folder, file, name, data: Dataset) -> _Result:
             unit="batch",
             leave=False,
         )
-        measured[split] = localize(
-            network, prototypes, batches, norm=options.norm, eps=options.eps, seed=config.seed
-        )
+        measured[split] = localize(network, prototypes, batches, norm=options.norm, eps=options.eps, seed=config.seed)
     return _Result(network, prototypes, measured["eval"], tune_thresholds(measured["tune"]))
 
 
@@ -111,7 +124,7 @@ def _metrics(config, results: list[_Result], data: Dataset) -> dict:
     bootstrap = {"seed": config.seed, "resamples": config.evaluate.resamples}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
+        "machine": _machine(),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _PACKAGES},
         "seed": config.seed,
         "config": _portable(config),
@@ -134,6 +147,16 @@ def _metrics(config, results: list[_Result], data: Dataset) -> dict:
             for a, b, figure in _differences(results, bootstrap)
         ],
     }
+
+
+def _machine() -> str:
+    """The processor's name, its cores, and the devices that JAX computes on."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{name}, {os.cpu_count()} cores; {jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def _portable(config) -> dict:
@@ -243,7 +266,7 @@ def make_tables(metrics: dict) -> list[Table]:
         "Paired differences of GT-known",
         [Column("difference", **percent)],
         [Row(f"{row['a']} − {row['b']}", [_cell(row["gt_known"])]) for row in metrics["differences"]],
-        note="In points, at each method's tuned threshold, on the same images; an interval that holds 0 is no difference.",
+        note="In points, at each method's tuned threshold, on the same images; one whose interval holds 0 is none.",
     )
     return [localization, classification, differences]
 
@@ -253,9 +276,7 @@ def _report(config, results: list[_Result], data: Dataset, tables):
     options = {"norm": config.evaluate.norm, "eps": config.evaluate.eps}
     networks = [(result.network, result.prototypes) for result in results]
     chosen = choose_cases(first.measured, config.evaluate.cases, config.seed)
-    cases = {
-        name: make_cases(data, networks, first.measured.index[rows], **options) for name, rows in chosen.items()
-    }
+    cases = {name: make_cases(data, networks, first.measured.index[rows], **options) for name, rows in chosen.items()}
     texts = {
         "best": "Largest overlap of the Dist-CAM box with the true box.",
         "worst": "Smallest overlap.",

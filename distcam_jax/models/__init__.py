@@ -5,16 +5,17 @@ from collections.abc import Callable
 
 from flax import nnx
 
+from distcam_jax.models.backbone import Backbone
 from distcam_jax.models.heads import HEADS, class_weights
 from distcam_jax.models.resnet import resnet18
 
-MODELS: dict[str, Callable[..., nnx.Module]] = {"resnet18": resnet18}
+MODELS: dict[str, Callable[..., Backbone]] = {"resnet18": resnet18}
 _COMMON = ("num_classes", "rngs", "head")  # what every model takes
 
-__all__ = ["HEADS", "MODELS", "class_weights", "create_model"]
+__all__ = ["HEADS", "MODELS", "Backbone", "class_weights", "create_model"]
 
 
-def create_model(name: str, *, num_classes: int, rngs: nnx.Rngs, head: str = "linear", **options) -> nnx.Module:
+def create_model(name: str, *, num_classes: int, rngs: nnx.Rngs, head: str = "linear", **options) -> Backbone:
     """Makes a model by its name.
 
     Args:

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from distcam_jax.cam import global_average_pool
+from distcam_jax.models.backbone import Backbone
 from distcam_jax.models.heads import create_head
 
 STEMS = ("imagenet", "stride2", "small")
@@ -61,13 +62,8 @@ class BasicBlock(nnx.Module):
         return nnx.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
-class ResNet(nnx.Module):
-    """A residual network that returns its output and the feature maps that Dist-CAM weighs.
-
-    Attributes:
-        embedding_size: channels k of `features["pre_pool"]`.
-        total_stride: input pixels per cell of the feature map; the smallest image has this side.
-    """
+class ResNet(Backbone):
+    """A residual network that returns its output and the feature maps that Dist-CAM weighs."""
 
     def __init__(
         self,

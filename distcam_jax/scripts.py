@@ -1,0 +1,40 @@
+"""What the scripts share: errors that the user can mend end in one line, not in a traceback."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, logging
+
+_MENDABLE = (ValueError, OSError, FloatingPointError)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and runs a script.
+
+    Args:
+        main: takes nothing; reads the flags.
+    """
+    name = Path(sys.argv[0]).name
+
+    def parse(argv):
+        try:
+            return app.parse_flags_with_usage(argv)
+        except (AttributeError, KeyError) as error:  # of ml_collections, for an override that names no key
+            key = str(error).strip("\"'")
+            sys.exit(f"{name}: the configuration has no key {key!r}; configs/ lists them")
+        except _MENDABLE as error:
+            sys.exit(f"{name}: {_one_line(error)}")
+
+    def guarded(_):
+        logging.set_verbosity(logging.WARNING)
+        try:
+            main()
+        except _MENDABLE as error:
+            sys.exit(f"{name}: {_one_line(error)}")
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
