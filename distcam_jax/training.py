@@ -6,7 +6,6 @@ compute the same thing, batch-norm statistics and class means included.
 
 import dataclasses
 import functools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from distcam_jax import checkpoints, losses
+from distcam_jax import checkpoints, losses, runs
 from distcam_jax.datasets import Dataset, load_dataset
 from distcam_jax.input_pipeline import make_train_iterator
 from distcam_jax.models import Backbone, create_model
@@ -253,66 +252,6 @@ def load_split(config: ml_collections.ConfigDict, split: str) -> Dataset:
     return load_dataset(split=config.input[f"{split}_split"], **config.data)
 
 
-_POSITIVE = ("batch", "epochs", "log_every", "checkpoint.every_steps", "input.image_size", "evaluate.batch")
-
-
-def check_config(config: ml_collections.ConfigDict) -> None:
-    """Refuses a configuration whose counts are not positive; a ValueError names the key."""
-    values = _flatten(config.to_dict())
-    for name in _POSITIVE:
-        if not values[name] > 0:
-            raise ValueError(f"config.{name} must be positive, got {values[name]}")
-
-
-# What may differ between runs that share a folder: none of it changes what the run computes.
-_FREE_KEYS = ("checkpoint", "log_every", "evaluate", "data.data_dir", "data.manual_dir", "input.num_workers")
-
-
-def _flatten(values: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def check_workdir(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
-    """Checks that a folder's run, if it holds one, has this configuration.
-
-    Args:
-      config: see `configs/`.
-      workdir: the run's folder.
-
-    Raises:
-      ValueError: when it has another; names the keys that differ. Where data lie, how often a checkpoint is written
-        and how the run is evaluated may differ.
-    """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        return
-    there, here = _flatten(json.loads(path.read_text())), _flatten(json.loads(json.dumps(config.to_dict())))
-    differ = [
-        f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name) and not name.startswith(_FREE_KEYS)
-    ]
-    if differ:
-        raise ValueError(
-            f"{workdir} holds a run of another configuration ({'; '.join(differ)}); choose another --workdir"
-        )
-
-
-def claim_workdir(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Makes a run's folder and writes the configuration into it, unless both are there and fit."""
-    check_workdir(config, workdir)
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        partial.replace(path)
-    return Path(workdir)
-
-
 class _Progress:
     """The progress bar and TensorBoard's files, fed every `log_every` steps."""
 
@@ -359,8 +298,8 @@ def fit(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
       ValueError: on a configuration that does not fit the folder or the data.
       FloatingPointError: when the loss is not finite.
     """
-    check_config(config)
-    check_workdir(config, workdir)
+    runs.check_config(config)
+    runs.check_workdir(config, workdir)
     mesh = create_mesh()
     data = load_split(config, "train")
     steps_per_epoch = len(data.source) / config.batch
@@ -378,7 +317,7 @@ def fit(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    workdir = claim_workdir(config, workdir)  # only now: a configuration that does not work leaves nothing behind
+    workdir = runs.claim_workdir(config, workdir)  # only now: a configuration that does not work leaves nothing behind
     with checkpoints.checkpoint_manager(workdir, keep=config.checkpoint.keep) as manager:
         restored = checkpoints.restore_latest(manager, state, iterator)
         first, state = restored if restored else (0, state)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
     0: {"cam", "checks", "losses", "localization", "statistics"},
     1: {"models", "datasets", "input_pipeline", "augmentations", "decoding"},
-    2: {"checkpoints", "prototypes", "training", "evaluators", "report"},
+    2: {"checkpoints", "prototypes", "runs", "scripts", "training", "evaluators", "report"},
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
 HEAVY = {"flax", "grain", "orbax", "tensorflow_datasets", "tensorflow", "torch", "sklearn", "matplotlib"}

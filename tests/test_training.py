@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distcam_jax import checkpoints, training
+from distcam_jax import checkpoints, runs, training
 from tests.tiny_run import tiny_config
 
 pytestmark = pytest.mark.usefixtures("prepared_data")
@@ -115,10 +115,10 @@ def test_build_model_refuses_an_unknown_objective():
 
 
 def test_check_workdir_names_what_differs(tmp_path):
-    training.claim_workdir(tiny_config(), tmp_path)
-    training.check_workdir(tiny_config(log_every=7), tmp_path)
+    runs.claim_workdir(tiny_config(), tmp_path)
+    runs.check_workdir(tiny_config(log_every=7), tmp_path)
     with pytest.raises(ValueError, match=r"\(model.width: 4 there, 8 here\); choose another --workdir"):
-        training.check_workdir(tiny_config(**{"model.width": 8}), tmp_path)
+        runs.check_workdir(tiny_config(**{"model.width": 8}), tmp_path)
 
 
 def test_fit_trains_to_the_end_and_a_second_call_changes_nothing(tmp_path):

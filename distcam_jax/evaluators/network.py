@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import jax
@@ -101,24 +100,6 @@ def load_network(config: ml_collections.ConfigDict, workdir: str | Path, num_cla
     model.eval()
     graph, weights = nnx.split(model)
     return Network(name, config, step, mesh, graph, weights, hash_weights(weights))
-
-
-def load_run_config(workdir: str | Path) -> ml_collections.ConfigDict:
-    """The configuration that training wrote into a run's folder.
-
-    Args:
-        workdir: the run's folder.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        ValueError: when there is none.
-    """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{workdir} is no run of train.py: it holds no config.json")
-    return ml_collections.ConfigDict(json.loads(path.read_text()))
 
 
 def network_prototypes(network: Network, path: Path, *, batch: int, given: bool = False) -> Prototypes:

@@ -13,12 +13,12 @@ import jax
 import ml_collections
 from tqdm import tqdm
 
-from distcam_jax import training
+from distcam_jax import runs, training
 from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators import figures
 from distcam_jax.evaluators.cases import choose_cases, make_cases, make_comparisons
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, METHODS, Localization, localize, tune_thresholds
-from distcam_jax.evaluators.network import Network, load_network, load_run_config, network_prototypes
+from distcam_jax.evaluators.network import Network, load_network, network_prototypes
 from distcam_jax.prototypes import Prototypes
 from distcam_jax.report import Column, Measure, Report, Row, Section, Table, format_table, save_figure, save_report
 
@@ -69,13 +69,14 @@ def evaluate(
         ValueError: when runs, data and files do not belong together.
     """
     output = Path(workdir if output is None else output)
-    training.check_config(config)
-    training.check_workdir(config, workdir)
-    runs = [(config, Path(workdir), prototypes)] + [(load_run_config(folder), Path(folder), None) for folder in compare]
+    runs.check_config(config)
+    runs.check_workdir(config, workdir)
+    entries = [(config, Path(workdir), prototypes)]
+    entries += [(runs.load_run_config(folder), Path(folder), None) for folder in compare]
     data = training.load_split(config, "eval")
     results = []
-    for name, (run_config, folder, file) in zip(_names(runs), runs, strict=True):
-        if run_config.data.to_dict() != config.data.to_dict():
+    for name, (run_config, folder, file) in zip(_names(entries), entries, strict=True):
+        if _portable(run_config)["data"] != _portable(config)["data"]:
             raise ValueError(f"{folder} was trained on other data than {workdir}; only runs on the same data compare")
         results.append(_measure(run_config, config.evaluate, folder, file, name, data))
     metrics = _metrics(config, results, data)
@@ -96,10 +97,12 @@ def _write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _names(runs) -> list[str]:
+def _names(entries) -> list[str]:
     """A run is called by its objective, or by its folder where two share one."""
-    objectives = [config.objective for config, _, _ in runs]
-    return [config.objective if objectives.count(config.objective) == 1 else folder.name for config, folder, _ in runs]
+    objectives = [config.objective for config, _, _ in entries]
+    return [
+        config.objective if objectives.count(config.objective) == 1 else folder.name for config, folder, _ in entries
+    ]
 
 
 def _measure(config, options, folder, file, name, data: Dataset) -> _Result:
@@ -287,7 +290,7 @@ def _report(config, results: list[_Result], data: Dataset, tables):
         subtitle=f"{config.model.name}, {config.objective} objective · {data.name}, {data.split} split, "
         f"{len(data.source)} images",
         tables=tables,
-        settings=_flat(_portable(config)),
+        settings=runs.flatten(_portable(config)),
         comparisons=make_comparisons(
             data, first.network, first.prototypes, first.measured, count=min(5, data.num_classes), **options
         ),
@@ -297,10 +300,3 @@ def _report(config, results: list[_Result], data: Dataset, tables):
         ],
     )
     return report, cases
-
-
-def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -1,0 +1,85 @@
+"""A run's folder and configuration: what is checked before any work, and what a later run must agree with."""
+
+import json
+from pathlib import Path
+
+import ml_collections
+
+
+def flatten(values: dict, prefix: str = "") -> dict:
+    """Nested dicts to one, with names such as "model.width"."""
+    flat = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+_POSITIVE = ("batch", "epochs", "log_every", "checkpoint.every_steps", "input.image_size", "evaluate.batch")
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Refuses a configuration whose counts are not positive; a ValueError names the key."""
+    values = flatten(config.to_dict())
+    for name in _POSITIVE:
+        if not values[name] > 0:
+            raise ValueError(f"config.{name} must be positive, got {values[name]}")
+
+
+# What may differ between runs that share a folder: none of it changes what the run computes.
+_FREE_KEYS = ("checkpoint", "log_every", "evaluate", "data.data_dir", "data.manual_dir", "input.num_workers")
+
+
+def check_workdir(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
+    """Checks that a folder's run, if it holds one, has this configuration.
+
+    Args:
+      config: see `configs/`.
+      workdir: the run's folder.
+
+    Raises:
+      ValueError: when it has another; names the keys that differ. Where data lie, how often a checkpoint is written
+        and how the run is evaluated may differ.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        return
+    there, here = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(config.to_dict())))
+    differ = [
+        f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name) and not name.startswith(_FREE_KEYS)
+    ]
+    if differ:
+        raise ValueError(
+            f"{workdir} holds a run of another configuration ({'; '.join(differ)}); choose another --workdir"
+        )
+
+
+def claim_workdir(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Makes a run's folder and writes the configuration into it, unless both are there and fit."""
+    check_workdir(config, workdir)
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        partial.replace(path)
+    return Path(workdir)
+
+
+def load_run_config(workdir: str | Path) -> ml_collections.ConfigDict:
+    """The configuration that training wrote into a run's folder.
+
+    Args:
+        workdir: the run's folder.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{workdir} is no run of train.py: it holds no config.json")
+    return ml_collections.ConfigDict(json.loads(path.read_text()))
