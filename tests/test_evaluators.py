@@ -151,7 +151,7 @@ def test_difference_figure_is_paired():
 
 
 def test_choose_cases_ranks_by_dist_cam():
-    chosen = choose_cases(measured_by_hand(), 2, seed=0)
+    chosen = choose_cases(measured_by_hand(), DEFAULT_THRESHOLD, count=2, seed=0)
     assert chosen["worst"][0] == 3
     assert 3 not in chosen["best"]
     assert len(chosen["random"]) == 2

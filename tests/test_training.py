@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,15 @@ def test_fit_resumed_after_an_interruption_equals_an_uninterrupted_run(tmp_path,
     monkeypatch.setattr(checkpoints, "save", saved)
     resumed = training.fit(tiny_config(), tmp_path / "halved")
     chex.assert_trees_all_equal(jax.device_get(resumed), jax.device_get(whole))
+
+
+def test_fit_writes_checkpoints_that_later_steps_do_not_touch(tmp_path):
+    # Saving goes on in the background while the next steps reuse the state's memory.
+    config = tiny_config(**{"checkpoint.every_steps": 1, "checkpoint.keep": 8})
+    whole = training.fit(config, tmp_path)
+    for step in range(4, 9):
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    chex.assert_trees_all_equal(jax.device_get(training.fit(config, tmp_path)), jax.device_get(whole))
 
 
 def test_fit_stops_at_a_loss_that_is_not_finite(tmp_path):

@@ -4,7 +4,6 @@ import numpy as np
 
 from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators.localize import (
-    DEFAULT_THRESHOLD,
     METHODS,
     Localization,
     class_maps,
@@ -20,18 +19,19 @@ from distcam_jax.report import Case, Comparison, ComparisonRow, Panel
 _SHOWN = ("cam", "dist_cam", "contrastive")
 
 
-def choose_cases(measured: Localization, count: int, seed: int) -> dict[str, np.ndarray]:
+def choose_cases(measured: Localization, threshold: float, *, count: int, seed: int) -> dict[str, np.ndarray]:
     """Rows of the best, the worst and random images by the IoU of the true class's Dist-CAM.
 
     Args:
         measured: one pass over a split.
+        threshold: of the boxes, one of `THRESHOLDS`.
         count: images a group.
         seed: of the random group.
 
     Returns:
         "best", "worst" and "random" to rows `[count]`, best or worst first.
     """
-    iou = measured.right_iou["dist_cam"][:, threshold_index(DEFAULT_THRESHOLD)]
+    iou = measured.right_iou["dist_cam"][:, threshold_index(threshold)]
     order = np.argsort(-iou, kind="stable")
     count = min(count, len(order))
     chosen = np.random.default_rng(seed).choice(len(order), count, replace=False)
@@ -62,14 +62,19 @@ def _maps(network, prototypes, features, classes, options) -> dict[str, np.ndarr
 
 
 def make_cases(
-    data: Dataset, networks: list[tuple[Network, Prototypes]], indices: np.ndarray, *, norm: str, eps: float
+    data: Dataset,
+    networks: list[tuple[Network, Prototypes, dict[str, float]]],
+    indices: np.ndarray,
+    *,
+    norm: str,
+    eps: float,
 ) -> list[Case]:
     """Chosen images with CAM, Dist-CAM and contrastive Dist-CAM of their true class.
 
     Args:
         data: the split.
-        networks: the evaluated network first, then those it is compared with. CAM comes from the first one that has a
-            linear layer, the other maps from the first network.
+        networks: the evaluated network with its prototypes and tuned thresholds, then those it is compared with. CAM
+            comes from the first one that has a linear layer, the other maps from the first network.
         indices: positions in the source.
         norm: normalisation of the reciprocal weights.
         eps: of the reciprocal weights.
@@ -80,21 +85,22 @@ def make_cases(
     options = {"norm": norm, "eps": eps}
     examples, pictures = _read(data, indices)
     labels = np.array([[example["label"]] for example in examples])
-    first, prototypes = networks[0]
+    first, prototypes, tuned = networks[0]
     output, features = _features(first, pictures)
     _, nearest, distances = rank_classes(first, prototypes, output, features["embedding"])
     maps, titles = _maps(first, prototypes, features, labels, options), dict(METHODS)
-    for network, others in networks[1:]:
+    thresholds = dict(tuned)
+    for network, others, other_tuned in networks[1:]:
         if "cam" not in maps and network.class_weights is not None:
             maps["cam"] = _maps(network, others, _features(network, pictures)[1], labels, options)["cam"]
-            titles["cam"] = f"CAM, {network.name} network"
+            titles["cam"], thresholds["cam"] = f"CAM, {network.name} network", other_tuned["cam"]
     protocol = ilsvrc_protocol(first.config.input.image_size)
     cases = []
     for row, (example, picture) in enumerate(zip(examples, pictures, strict=True)):
         panels = {}
         for name in (name for name in _SHOWN if name in maps):
             heatmap = maps[name][row, 0]
-            box = heatmap_to_box(heatmap, picture.shape[1::-1], threshold=DEFAULT_THRESHOLD, protocol=protocol)
+            box = heatmap_to_box(heatmap, picture.shape[1::-1], threshold=thresholds[name], protocol=protocol)
             panels[name] = Panel(titles[name], heatmap, box=box, iou=best_iou(box, example["boxes"]))
         cases.append(
             Case(
@@ -135,7 +141,7 @@ def make_comparisons(
     Returns:
         Two comparisons of the same images.
     """
-    iou = measured.right_iou["dist_cam"][:, threshold_index(DEFAULT_THRESHOLD)]
+    iou = measured.right_iou["dist_cam"].max(axis=1)
     right = measured.decisions["nearest"][:, 0] == measured.labels
     order = np.argsort(-(iou + right), kind="stable")
     _, firsts = np.unique(measured.labels[order], return_index=True)

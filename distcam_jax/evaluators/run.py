@@ -82,12 +82,12 @@ def evaluate(
     metrics = _metrics(config, results, data)
     tables = make_tables(metrics)
     print("\n\n".join(format_table(table) for table in tables))
-    report, cases = _report(config, results, data, tables)
     output.mkdir(parents=True, exist_ok=True)
-    save_report(report, output / "report.html")
-    save_figure(cases["best"][:4], output / "examples.png")
     _write(output / "tables.md", "\n\n".join(format_table(table, markdown=True) for table in tables))
     _write(output / "metrics.json", json.dumps(metrics, indent=2))
+    report, cases = _report(config, results, data, tables)
+    save_report(report, output / "report.html")
+    save_figure(cases["best"][:4], output / "examples.png")
     return metrics
 
 
@@ -277,8 +277,9 @@ def make_tables(metrics: dict) -> list[Table]:
 def _report(config, results: list[_Result], data: Dataset, tables):
     first = results[0]
     options = {"norm": config.evaluate.norm, "eps": config.evaluate.eps}
-    networks = [(result.network, result.prototypes) for result in results]
-    chosen = choose_cases(first.measured, config.evaluate.cases, config.seed)
+    networks = [(result.network, result.prototypes, result.tuned) for result in results]
+    threshold = first.tuned["dist_cam"]
+    chosen = choose_cases(first.measured, threshold, count=config.evaluate.cases, seed=config.seed)
     cases = {name: make_cases(data, networks, first.measured.index[rows], **options) for name, rows in chosen.items()}
     texts = {
         "best": "Largest overlap of the Dist-CAM box with the true box.",
@@ -295,7 +296,11 @@ def _report(config, results: list[_Result], data: Dataset, tables):
             data, first.network, first.prototypes, first.measured, count=min(5, data.num_classes), **options
         ),
         sections=[
-            Section(f"{name.capitalize()} cases", f"{texts[name]} Maps of the true class.", shown)
+            Section(
+                f"{name.capitalize()} cases",
+                f"{texts[name]} Maps of the true class, boxes at the tuned thresholds.",
+                shown,
+            )
             for name, shown in cases.items()
         ],
     )

@@ -19,6 +19,7 @@ from distcam_jax.cam import (
     weighted_channel_sum,
 )
 from distcam_jax.localization import best_iou, center_box, heatmap_to_box, whole_image_box
+from distcam_jax.report.files import check_writable
 from distcam_jax.report.inputs import ReportInputs, check_inputs
 from distcam_jax.report.page import Case, Comparison, ComparisonRow, Panel, Report, Section, save_report
 from distcam_jax.report.tables import Column, Measure, Row, Table, wilson_interval
@@ -113,6 +114,7 @@ def write_report(
     inputs = check_inputs(
         images, features, prototypes, class_names, labels, boxes, class_weights, file_names, data_format
     )
+    check_writable(output)
     options = _Options(norm, eps, threshold)
     distances = _distances(inputs)
     predictions = distances.argmin(axis=1)
@@ -263,12 +265,14 @@ def _sections(inputs: ReportInputs, distances, explained: _Explained, max_images
     rest = np.setdiff1d(np.arange(len(scores)), [*best, *worst])
     drawn = np.random.default_rng(seed).permutation(rest)[: max_images - 2 * each]
     explains = "The maps explain the predicted class."
-    cases = {index: _case(inputs, distances, explained, index) for index in [*best, *worst, *drawn]}
+    cases = {index: _case(inputs, distances, explained, index) for index in map(int, [*best, *worst, *drawn])}
     return [
         Section("Best cases", f"{best_text} {explains}", [cases[index] for index in best]),
         Section("Worst cases", f"{worst_text} {explains}", [cases[index] for index in worst]),
         Section(
-            "Random" if each else "Images", f"Drawn with seed {seed}. {explains}", [cases[index] for index in drawn]
+            "Random cases" if each else "Images",
+            f"Drawn with seed {seed}. {explains}",
+            [cases[index] for index in drawn],
         ),
     ]
 
@@ -283,14 +287,14 @@ def _ranking(inputs: ReportInputs, distances, explained: _Explained) -> tuple[np
     own = distances[rows, of_class]
     others = distances.copy()
     others[rows, of_class] = np.inf
-    margin = others.min(axis=1) - own if distances.shape[1] > 1 else -own
+    if distances.shape[1] == 1:
+        return -own, "The images nearest to the prototype.", "The images farthest from the prototype."
     which = "predicted" if inputs.labels is None else "true"
-    text = f"the {which} class is nearer than any other" if distances.shape[1] > 1 else "near the prototype is"
-    return (
-        margin,
-        f"Images where {text} by the largest margin.",
-        "Images with the smallest margin, or the wrong side of it.",
+    best = f"The {which} class is nearer than any other by the largest margin."
+    worst = f"The {which} class has the smallest margin over the others" + (
+        "." if inputs.labels is None else ", or none."
     )
+    return others.min(axis=1) - own, best, worst
 
 
 def _case(inputs: ReportInputs, distances, explained: _Explained, index: int) -> Case:

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from distcam_jax.report.files import write_atomically
 from distcam_jax.report.overlays import DERIVED_BOX_COLOR, TRUE_BOX_COLOR, color_table
-from distcam_jax.report.page import Case, case_pictures, write_atomically
+from distcam_jax.report.page import Case, case_pictures, distance_text
 
 _INK, _QUIET = "#17181a", "#62666d"
 _SIDE = 2.0  # inches of a picture's width
@@ -45,6 +46,7 @@ def save_figure(
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> from distcam_jax.report.page import Panel
         >>> case = Case(np.zeros((64, 64, 3)), [Panel("Dist-CAM", np.eye(7))], true_class="cat")
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +104,7 @@ def _names(text, case: Case, middle: float) -> None:
     elif case.correct:
         lines.append(("correct", {"color": _QUIET}))
     if case.distance is not None:
-        lines.append((f"distance {case.distance:.3g}", {"color": _QUIET}))
+        lines.append((f"distance {distance_text(case.distance)}", {"color": _QUIET}))
     if not lines and case.file_name:
         lines.append((case.file_name, {}))
     for index, (words, style) in enumerate(lines):

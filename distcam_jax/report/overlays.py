@@ -223,7 +223,7 @@ def draw_boxes(
         x0, y0, x1, y1 = np.rint(box.clip(0, [width, height, width, height])).astype(int)
         if x0 < x1 and y0 < y1:
             if halo:
-                edge = max(1, thickness // 2)
+                edge = max(1, thickness // 4)
                 _outline(picture, (x0 - edge, y0 - edge, x1 + edge, y1 + edge), thickness + 2 * edge, (16, 16, 16), 0.6)
             _outline(picture, (x0, y0, x1, y1), thickness, color, 1.0)
     return picture

@@ -2,8 +2,7 @@
 
 import functools
 import os
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ import jinja2
 import numpy as np
 from jaxtyping import Array, Num, Shaped
 
+from distcam_jax.report.files import write_atomically
 from distcam_jax.report.overlays import (
     DERIVED_BOX_COLOR,
     TRUE_BOX_COLOR,
@@ -295,13 +295,31 @@ def render_report(report: Report) -> str:
 def _environment() -> jinja2.Environment:
     """Returns the template environment; templates are read as package data, so a zipped package works too."""
     folder = resources.files("distcam_jax.report") / "templates"
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["distance"] = distance_text
+    return environment
+
+
+def distance_text(distance: float) -> str:
+    """Formats a distance with three significant digits and no exponent.
+
+    Args:
+        distance: any number; NaN and infinity are named.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> [distance_text(distance) for distance in (9.0, 0.01234, 1234.5)]
+        ['9.00', '0.0123', '1230']
+    """
+    return np.format_float_positional(distance, precision=3, unique=False, fractional=False, trim="k").rstrip(".")
 
 
 def _section_view(section: Section, report: Report) -> dict[str, Any]:
@@ -364,39 +382,3 @@ def save_report(report: Report, path: str | os.PathLike) -> Path:
     """
     html = render_report(report)
     return write_atomically(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> Path:
-    """Writes a file under a temporary name in its folder and then renames it.
-
-    Args:
-        path: of the file. Its folder is made where it does not exist.
-        write: writes to the path it is given.
-
-    Returns:
-        The path.
-
-    Raises:
-        OSError: where the file cannot be written; the message names it.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_atomically(f"{folder}/a.txt", lambda temporary: temporary.write_text("a")).read_text()
-        'a'
-    """
-    path = Path(path)
-    temporary = path.parent / f".report-{secrets.token_hex(6)}{path.suffix}"
-    try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path}: {error.strerror or error}; name a file in a folder you may write to"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
