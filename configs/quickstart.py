@@ -28,7 +28,7 @@ def get_config(objective: str = "metric") -> ml_collections.ConfigDict:
                 augmentation=dict(kind="pad_crop", padding=4, flip=False),
                 num_workers=0,
             ),
-            batch=64,
+            batch=32,
             epochs=3.0,
             optimizer=dict(
                 name="adamw",
@@ -38,7 +38,7 @@ def get_config(objective: str = "metric") -> ml_collections.ConfigDict:
                 weight_decay=0.05,
                 label_smoothing=0.0,
             ),
-            metric=dict(prototypes="class_means", auxiliary=1.0, scale=8.0, memory=40.0),
+            metric=dict(prototypes="running_means", auxiliary=1.0, scale=1.0, memory=40.0),
             log_every=10,
             checkpoint=dict(every_steps=50, keep=2),
             evaluate=dict(batch=100, norm="sum", eps=0.1, resamples=2000, cases=8),

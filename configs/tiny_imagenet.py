@@ -67,7 +67,7 @@ def get_config(argument: str = "metric") -> ml_collections.ConfigDict:
                 weight_decay=0.05,
                 label_smoothing=0.0,
             ),
-            metric=dict(prototypes="class_means", auxiliary=1.0, scale=8.0, memory=40.0),
+            metric=dict(prototypes="running_means", auxiliary=1.0, scale=1.0, memory=40.0),
             log_every=20,
             checkpoint=dict(every_steps=200, keep=2),
             evaluate=dict(batch=100, norm="sum", eps=0.1, resamples=2000, cases=8),

@@ -25,7 +25,7 @@ def tiny_config(objective="metric", **changes):
             optimizer=dict(
                 name="sgd", learning_rate=0.05, warmup_epochs=0.5, momentum=0.9, weight_decay=1e-4, label_smoothing=0.0
             ),
-            metric=dict(prototypes="class_means", auxiliary=1.0, scale=8.0, memory=40.0),
+            metric=dict(prototypes="running_means", auxiliary=1.0, scale=1.0, memory=40.0),
             log_every=2,
             checkpoint=dict(every_steps=3, keep=2),
             evaluate=dict(batch=16, norm="sum", eps=0.1, resamples=100, cases=2),
