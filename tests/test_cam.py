@@ -513,10 +513,10 @@ def test_class_prototypes_take_no_samples():
 @pytest.mark.parametrize(
     ("embeddings", "labels", "num_classes", "message"),
     [
-        (PROTOTYPES, np.zeros(4, np.int32), 3, "labels: want integers of shape \\(5,\\)"),
-        (PROTOTYPES, np.zeros((5, 1), np.int32), 3, "labels: want integers of shape \\(5,\\)"),
-        (PROTOTYPES, np.zeros(5, np.float32), 3, "labels: want integers .*, got float32"),
-        (PROTOTYPES, np.zeros(5, np.bool_), 3, "labels: want integers .*, got bool"),
+        (PROTOTYPES, np.zeros(4, np.int32), 3, "labels: want 5 integers, one a sample"),
+        (PROTOTYPES, np.zeros((5, 1), np.int32), 3, "labels: want 5 integers, one a sample"),
+        (PROTOTYPES, np.zeros(5, np.float32), 3, "labels: want 5 integers.*, got float32"),
+        (PROTOTYPES, np.zeros(5, np.bool_), 3, "labels: want 5 integers.*, got bool"),
         (PROTOTYPES, np.zeros(5, np.int32), 0, "num_classes: want a positive integer, got 0"),
         (PROTOTYPES, np.zeros(5, np.int32), 3.0, "num_classes: want a positive integer, got 3.0"),
         (PROTOTYPES[0], np.zeros(6, np.int32), 3, "embeddings: want axes \\[n k\\]"),

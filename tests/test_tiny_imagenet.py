@@ -294,7 +294,8 @@ def test_load_dataset_refuses_truncated_archives(folder, tmp_path, name, kept):
         (["n01", "n7"], r"classes: 'n7' is none of the 3 ids in wnids.txt \(.*tiny-imagenet-200\)"),
         ([], r"classes: got 0 ids"),
         (["n01", "n01"], r"classes: got 2 ids, 1 different, want at least one, each once"),
-        ("n01", r"classes: got 'n01', want a list of ids or a file of them"),
+        ("n01,n7", r"classes: 'n7' is none of the 3 ids in wnids.txt"),
+        ("missing.txt", r"classes: got 'missing.txt', want a list of ids or a file of them"),
     ],
 )
 def test_load_dataset_refuses_wrong_classes(folder, tmp_path, classes, message):

@@ -52,7 +52,7 @@ def evaluate(
 ) -> dict:
     """Evaluates a run: classification, localisation with baselines.
 
-    Prints the tables and writes `metrics.json`, `tables.md`, `report.html` and `examples.png`, a few of the best cases.
+    Prints the tables and writes `metrics.json`, `tables.md`, `report.html` and `examples.png`, four images drawn at random.
 
     Args:
         config: the configuration of the run, see `configs/`.
@@ -87,7 +87,7 @@ def evaluate(
     _write(output / "metrics.json", json.dumps(metrics, indent=2))
     report, cases = _report(config, results, data, tables)
     save_report(report, output / "report.html")
-    save_figure(cases["best"][:4], output / "examples.png")
+    save_figure(cases["random"][:4], output / "examples.png")
     return metrics
 
 

@@ -306,7 +306,7 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def distance_text(distance: float) -> str:
+def distance_text(distance: float | np.floating) -> str:
     """Formats a distance with three significant digits and no exponent.
 
     Args:
