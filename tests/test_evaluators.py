@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 
 from distcam_jax import training
-from distcam_jax.evaluators import METHODS, class_maps, evaluate, figures, localize, tune_thresholds
+from distcam_jax.evaluators import (
+    METHODS,
+    class_maps,
+    evaluate,
+    figures,
+    load_network,
+    localize,
+    network_prototypes,
+    tune_thresholds,
+)
 from distcam_jax.evaluators.cases import choose_cases
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS, Localization, threshold_index, wrong_classes
 from distcam_jax.prototypes import load_prototypes
@@ -242,15 +252,24 @@ def test_evaluate_refuses_prototypes_of_another_network(runs, tmp_path):
         )
 
 
-def test_localize_leaves_padding_out(runs):
+def test_localize_leaves_padding_and_classes_without_samples_out(runs):
     folder, _ = runs
-    from distcam_jax.evaluators import load_network, network_prototypes
-
     config = tiny_config("metric")
     network = load_network(config, folder / "metric", 10, name="metric")
-    prototypes = network_prototypes(network, folder / "metric" / "prototypes.safetensors", batch=16)
+    prototypes = network_prototypes(network, folder / "metric" / "prototypes.safetensors", "0123456789", batch=16)
     source = training.load_split(config, "eval").source
     whole = localize(network, prototypes, network.batches(source, batch=16))
     assert len(whole.labels) == 20
     np.testing.assert_array_equal(whole.index, np.arange(20))
     np.testing.assert_array_equal(whole.labels, [source[i]["label"] for i in range(20)])
+    np.testing.assert_array_equal(whole.decisions["nearest"].max(axis=1) < 10, True)
+
+    counts = prototypes.counts.copy()
+    counts[3] = 0
+    without = localize(network, dataclasses.replace(prototypes, counts=counts), network.batches(source, batch=16))
+    kept = whole.labels != 3
+    assert not kept.all()
+    np.testing.assert_array_equal(without.index, whole.index[kept])
+    assert 3 not in without.wrong
+    assert 3 not in without.decisions["nearest"]
+    np.testing.assert_allclose(without.right_iou["dist_cam"], whole.right_iou["dist_cam"][kept])

@@ -154,24 +154,28 @@ def localize(
         seed: of the wrong classes.
 
     Returns:
-        One row an image; padding is left out.
+        One row an image. Padding, classes without training samples and their images are left out.
 
     Raises:
-        ValueError: when an image has no box.
+        ValueError: when an image has no box, or no image is left.
     """
     protocol = ilsvrc_protocol(network.config.input.image_size)
+    present = np.flatnonzero(prototypes.counts)
+    position = np.zeros(len(prototypes.counts), np.int32)
+    position[present] = np.arange(len(present))
+    values = prototypes.prototypes[present]
+    linear = None if network.class_weights is None else network.class_weights[present]
     rows = []
     for batch in batches:
-        keep = batch["mask"]
-        wrong = wrong_classes(batch["label"], batch["index"], len(prototypes.counts), seed)
+        real = np.flatnonzero(batch["mask"] & (prototypes.counts[batch["label"]] > 0))
+        if not len(real):
+            continue
+        wrong = present[wrong_classes(position[batch["label"]], batch["index"], len(present), seed)]
         output, features = network(batch["image"])
         softmax, nearest, distances = rank_classes(network, prototypes, output, features["embedding"])
-        classes = np.stack([batch["label"], wrong], axis=1)
-        maps = class_maps(
-            features["pre_pool"], classes, prototypes.prototypes, network.class_weights, norm=norm, eps=eps
-        )
+        classes = position[np.stack([batch["label"], wrong], axis=1)]
+        maps = class_maps(features["pre_pool"], classes, values, linear, norm=norm, eps=eps)
         boxes = [row[:count] for row, count in zip(batch["boxes"], batch["num_boxes"], strict=True)]
-        real = np.flatnonzero(keep)
         boxes, sizes = [boxes[i] for i in real], batch["image_size"][real]
         maps = _in_order({name: np.asarray(value)[real] for name, value in maps.items()})
         row = {
@@ -188,6 +192,8 @@ def localize(
             },
         }
         rows.append(row)
+    if not rows:
+        raise ValueError("no image to localise: the split is empty, or none of its classes has training samples")
     return Localization(**_concatenate(rows))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -102,12 +103,15 @@ def load_network(config: ml_collections.ConfigDict, workdir: str | Path, num_cla
     return Network(name, config, step, mesh, graph, weights, hash_weights(weights))
 
 
-def network_prototypes(network: Network, path: Path, *, batch: int, given: bool = False) -> Prototypes:
+def network_prototypes(
+    network: Network, path: Path, class_names: Sequence[str], *, batch: int, given: bool = False
+) -> Prototypes:
     """The network's class prototypes, from the file where it fits, else from a pass over the training images.
 
     Args:
         network: from `load_network`.
         path: the prototypes file; it is written after a pass.
+        class_names: readable names of the data set's classes.
         batch: images a step.
         given: whether the user named the file; then one that does not fit or is missing is an error.
 
@@ -118,7 +122,6 @@ def network_prototypes(network: Network, path: Path, *, batch: int, given: bool 
         ValueError: when a given file does not fit the network; says in what.
         FileNotFoundError: when a given file is missing.
     """
-    data = training.load_split(network.config, "train")
     inputs = network.config.input
     preprocessing = {
         "image_size": inputs.image_size,
@@ -126,7 +129,7 @@ def network_prototypes(network: Network, path: Path, *, batch: int, given: bool 
         "mean": list(inputs.mean),
         "std": list(inputs.std),
     }
-    wanted = dict(weights_hash=network.weights_hash, class_names=data.class_names, preprocessing=preprocessing)
+    wanted = dict(weights_hash=network.weights_hash, class_names=class_names, preprocessing=preprocessing)
     if given or path.is_file():
         try:
             return load_prototypes(path, **wanted)
@@ -134,14 +137,14 @@ def network_prototypes(network: Network, path: Path, *, batch: int, given: bool 
             if given:
                 raise
             logging.warning("%s", error)
-    batches = network.batches(data.source, batch=batch)
-    total = -(-len(data.source) // batch)
+    source = training.load_split(network.config, "train").source
+    batches = network.batches(source, batch=batch)
     values, counts = compute_prototypes(
         lambda images: np.asarray(network(images)[1]["embedding"]),
-        tqdm(batches, f"prototypes of the {network.name} network", total, unit="batch", leave=False),
-        data.num_classes,
+        tqdm(batches, f"prototypes of the {network.name} network", len(batches), unit="batch", leave=False),
+        len(class_names),
     )
-    prototypes = Prototypes(values, counts, tuple(data.class_names), preprocessing, network.weights_hash)
+    prototypes = Prototypes(values, counts, tuple(class_names), preprocessing, network.weights_hash)
     prototypes.save(path)
     return prototypes
 

@@ -52,7 +52,7 @@ def evaluate(
 ) -> dict:
     """Evaluates a run: classification, localisation with baselines.
 
-    Prints the tables and writes `metrics.json`, `tables.md`, `report.html` and `examples.png`, four images drawn at random.
+    Prints the tables and writes `metrics.json`, `tables.md`, `report.html` and `examples.png`, four random images.
 
     Args:
         config: the configuration of the run, see `configs/`.
@@ -108,17 +108,12 @@ def _names(entries) -> list[str]:
 def _measure(config, options, folder, file, name, data: Dataset) -> _Result:
     network = load_network(config, folder, data.num_classes, name=name)
     path = Path(file) if file else folder / "prototypes.safetensors"
-    prototypes = network_prototypes(network, path, batch=options.batch, given=file is not None)
+    prototypes = network_prototypes(network, path, data.class_names, batch=options.batch, given=file is not None)
     measured = {}
     for split, title in (("tune", "thresholds"), ("eval", "figures")):
         source = training.load_split(config, split).source
-        batches = tqdm(
-            network.batches(source, batch=options.batch),
-            f"{title} of the {name} network",
-            -(-len(source) // options.batch),
-            unit="batch",
-            leave=False,
-        )
+        batches = network.batches(source, batch=options.batch)
+        batches = tqdm(batches, f"{title} of the {name} network", len(batches), unit="batch", leave=False)
         measured[split] = localize(network, prototypes, batches, norm=options.norm, eps=options.eps, seed=config.seed)
     return _Result(network, prototypes, measured["eval"], tune_thresholds(measured["tune"]))
 
