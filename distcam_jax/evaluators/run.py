@@ -87,7 +87,7 @@ def evaluate(
     _write(output / "metrics.json", json.dumps(metrics, indent=2))
     report, cases = _report(config, results, data, tables)
     save_report(report, output / "report.html")
-    save_figure(cases["random"][:4], output / "examples.png")
+    save_figure(cases["random"][:4], output / "examples.png", dpi=100)
     return metrics
 
 
