@@ -42,7 +42,12 @@ def checkpoint_manager(
     directory = (Path(workdir) / "checkpoints").absolute()
     if read_only:
         options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-        return ocp.CheckpointManager(directory, options=options)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # Orbax warns that the folder is read only, which was asked for
+        try:
+            return ocp.CheckpointManager(directory, options=options)
+        finally:
+            logging.set_verbosity(verbosity)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, enable_async_checkpointing=asynchronous, cleanup_tmp_directories=True
     )
