@@ -4,7 +4,8 @@
     python evaluate.py --config=configs/quickstart.py:metric --workdir=runs/quickstart/metric
 
 The argument names the objective: "metric" (default; softmax over negative L1 distances to running class means, no
-classifier layer) or "softmax" (linear layer, so that CAM is defined). `make demo` runs both; README.md has the figures.
+classifier layer once trained) or "softmax" (linear layer, so that CAM is defined). `make demo` runs both;
+README.md has the figures.
 """
 
 import ml_collections

@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from distcam_jax.files import write_atomically
+
 _FORMAT = "distcam_jax prototypes 1"
 
 
@@ -56,8 +58,6 @@ class Prototypes:
         Args:
             path: usually `prototypes.safetensors` in the run's folder; the folder is made.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {
             "format": _FORMAT,
             "class_names": json.dumps(self.class_names),
@@ -66,12 +66,7 @@ class Prototypes:
         }
         # safetensors writes an array's memory as it lies, whatever its order.
         arrays = {"prototypes": np.ascontiguousarray(self.prototypes), "counts": np.ascontiguousarray(self.counts)}
-        partial = path.with_name(path.name + ".partial")
-        try:
-            save_file(arrays, partial, metadata)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
 
 
 def load_prototypes(

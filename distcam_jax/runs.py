@@ -5,6 +5,8 @@ from pathlib import Path
 
 import ml_collections
 
+from distcam_jax.files import write_atomically
+
 
 def flatten(values: dict, prefix: str = "") -> dict:
     """Nested dicts to one, with names such as "model.width"."""
@@ -60,10 +62,8 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str | Path) -> Pat
     check_workdir(config, workdir)
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        partial.replace(path)
+        text = json.dumps(config.to_dict(), indent=2) + "\n"
+        write_atomically(path, lambda temporary: temporary.write_text(text))
     return Path(workdir)
 
 

@@ -14,7 +14,7 @@ import distcam_jax
 
 ROOT = Path(__file__).parents[1]
 LEVELS = {
-    0: {"cam", "checks", "losses", "localization", "statistics"},
+    0: {"cam", "checks", "files", "losses", "localization", "statistics"},
     1: {"models", "datasets", "input_pipeline", "augmentations", "decoding"},
     2: {"checkpoints", "prototypes", "runs", "scripts", "training", "evaluators", "report"},
 }

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distcam_jax import report
-from distcam_jax.report import files, overlays, page, tables
+from distcam_jax import files, report
+from distcam_jax.report import overlays, page, tables
 
 NASTY = "<script>alert('x')</script> & \"q\""
 GRAY = np.full((64, 64, 3), 0.5, np.float32)

@@ -6,8 +6,8 @@ from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators.localize import (
     METHODS,
     Localization,
-    class_maps,
     ilsvrc_protocol,
+    network_maps,
     threshold_index,
 )
 from distcam_jax.evaluators.network import Network, rank_classes
@@ -57,8 +57,8 @@ def _maps(network, prototypes, features, classes, options) -> dict[str, np.ndarr
     """Maps `[n, m, h, w]` of every method, for classes `[n, m]`."""
     padded = np.zeros((len(features["pre_pool"]), classes.shape[1]), np.int32)
     padded[: len(classes)] = classes
-    maps = class_maps(features["pre_pool"], padded, prototypes.prototypes, network.class_weights, **options)
-    return {name: np.asarray(value)[: len(classes)] for name, value in maps.items()}
+    maps = network_maps(network, prototypes, features["pre_pool"], padded, **options)
+    return {name: value[: len(classes)] for name, value in maps.items()}
 
 
 def make_cases(

@@ -109,11 +109,9 @@ def _at_both_thresholds(ious, measured, method, tuned, bootstrap) -> dict:
 
 
 def hits(measured: Localization, method: str, threshold: float) -> np.ndarray:
-    """Whether each image's box is right `[n]`, by a method of `METHODS` or one of the baselines."""
+    """Whether each image's box is right `[n]`, by a method of `METHODS`, "wrong_" and one, or a trivial box."""
     if method in measured.box_iou:
         return measured.box_iou[method] >= IOU
-    if method == "wrong_prototype":
-        return measured.wrong_iou["dist_cam"][:, threshold_index(threshold)] >= IOU
     if method.startswith("wrong_"):
         return measured.wrong_iou[method.removeprefix("wrong_")][:, threshold_index(threshold)] >= IOU
     return measured.right_iou[method][:, threshold_index(threshold)] >= IOU

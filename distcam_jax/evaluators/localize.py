@@ -79,9 +79,28 @@ def class_maps(
     return {name: jax.vmap(weighted_channel_sum, (None, 1), 1)(features, value) for name, value in weights.items()}
 
 
-def _in_order(values: dict) -> dict:
-    """Sorts by method: jit returns dicts sorted by name; tables want the order of `METHODS`."""
-    return {name: values[name] for name in METHODS if name in values}
+def network_maps(
+    network: Network, prototypes: Prototypes, features, classes: np.ndarray, *, norm: str, eps: float
+) -> dict[str, np.ndarray]:
+    """Maps `[b, m, h, w]` on the host, of classes `[b, m]` that have training samples; the others play no part.
+
+    Args:
+        network: from `load_network`.
+        prototypes: its class prototypes.
+        features: pre-pool feature maps `[b, h, w, k]`.
+        classes: which classes' maps to make; those of a class without samples are another's.
+        norm: normalisation of the reciprocal weights.
+        eps: of the reciprocal weights.
+
+    Returns:
+        Method to maps, in the order of `METHODS`.
+    """
+    present = np.flatnonzero(prototypes.counts)
+    position = np.zeros(len(prototypes.counts), np.int32)
+    position[present] = np.arange(len(present))
+    linear = None if network.class_weights is None else network.class_weights[present]
+    maps = class_maps(features, position[classes], prototypes.prototypes[present], linear, norm=norm, eps=eps)
+    return {name: np.asarray(maps[name]) for name in METHODS if name in maps}  # jit sorts a dict by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +182,6 @@ def localize(
     present = np.flatnonzero(prototypes.counts)
     position = np.zeros(len(prototypes.counts), np.int32)
     position[present] = np.arange(len(present))
-    values = prototypes.prototypes[present]
-    linear = None if network.class_weights is None else network.class_weights[present]
     rows = []
     for batch in batches:
         real = np.flatnonzero(batch["mask"] & (prototypes.counts[batch["label"]] > 0))
@@ -173,11 +190,11 @@ def localize(
         wrong = present[wrong_classes(position[batch["label"]], batch["index"], len(present), seed)]
         output, features = network(batch["image"])
         softmax, nearest, distances = rank_classes(network, prototypes, output, features["embedding"])
-        classes = position[np.stack([batch["label"], wrong], axis=1)]
-        maps = class_maps(features["pre_pool"], classes, values, linear, norm=norm, eps=eps)
+        classes = np.stack([batch["label"], wrong], axis=1)
+        maps = network_maps(network, prototypes, features["pre_pool"], classes, norm=norm, eps=eps)
         boxes = [row[:count] for row, count in zip(batch["boxes"], batch["num_boxes"], strict=True)]
         boxes, sizes = [boxes[i] for i in real], batch["image_size"][real]
-        maps = _in_order({name: np.asarray(value)[real] for name, value in maps.items()})
+        maps = {name: value[real] for name, value in maps.items()}
         row = {
             "labels": batch["label"][real],
             "index": batch["index"][real],

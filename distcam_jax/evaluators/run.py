@@ -19,6 +19,7 @@ from distcam_jax.evaluators import figures
 from distcam_jax.evaluators.cases import choose_cases, make_cases, make_comparisons
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, METHODS, Localization, localize, tune_thresholds
 from distcam_jax.evaluators.network import Network, load_network, network_prototypes
+from distcam_jax.files import write_atomically
 from distcam_jax.prototypes import Prototypes
 from distcam_jax.report import Column, Measure, Report, Row, Section, Table, format_table, save_figure, save_report
 
@@ -82,7 +83,6 @@ def evaluate(
     metrics = _metrics(config, results, data)
     tables = make_tables(metrics)
     print("\n\n".join(format_table(table) for table in tables))
-    output.mkdir(parents=True, exist_ok=True)
     _write(output / "tables.md", "\n\n".join(format_table(table, markdown=True) for table in tables))
     _write(output / "metrics.json", json.dumps(metrics, indent=2))
     report, cases = _report(config, results, data, tables)
@@ -92,9 +92,7 @@ def evaluate(
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text + "\n")
-    partial.replace(path)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n"))
 
 
 def _names(entries) -> list[str]:
@@ -110,8 +108,10 @@ def _measure(config, options, folder, file, name, data: Dataset) -> _Result:
     path = Path(file) if file else folder / "prototypes.safetensors"
     prototypes = network_prototypes(network, path, data.class_names, batch=options.batch, given=file is not None)
     measured = {}
+    # Every network is measured on the same images; which ones it has not been trained on, its own configuration says.
+    sources = {"tune": training.load_split(config, "tune").source, "eval": data.source}
     for split, title in (("tune", "thresholds"), ("eval", "figures")):
-        source = training.load_split(config, split).source
+        source = sources[split]
         batches = network.batches(source, batch=options.batch)
         batches = tqdm(batches, f"{title} of the {name} network", len(batches), unit="batch", leave=False)
         measured[split] = localize(network, prototypes, batches, norm=options.norm, eps=options.eps, seed=config.seed)
@@ -216,13 +216,11 @@ def make_tables(metrics: dict) -> list[Table]:
     """
     percent = {"percent": True, "decimals": 1}
     many = len(metrics["networks"]) > 1
-    rows, seen = [], set()
+    rows = []
     for network, values in metrics["networks"].items():
         for method, kinds in values["localization"].items():
             muted = method not in METHODS or method == "uniform"
             title = figures.TITLES[method]
-            if method in ("center_box", "whole_image") and (method, network) in seen:
-                continue
             label = f"{title} · {network} network" if many else title
             default, tuned = kinds["default"], kinds["tuned"]
             cells = [

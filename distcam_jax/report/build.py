@@ -18,8 +18,8 @@ from distcam_jax.cam import (
     nearest_prototype,
     weighted_channel_sum,
 )
+from distcam_jax.files import check_writable
 from distcam_jax.localization import best_iou, center_box, heatmap_to_box, whole_image_box
-from distcam_jax.report.files import check_writable
 from distcam_jax.report.inputs import ReportInputs, check_inputs
 from distcam_jax.report.page import Case, Comparison, ComparisonRow, Panel, Report, Section, save_report
 from distcam_jax.report.tables import Column, Measure, Row, Table, wilson_interval

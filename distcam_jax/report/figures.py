@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from distcam_jax.report.files import write_atomically
+from distcam_jax.files import write_atomically
 from distcam_jax.report.overlays import DERIVED_BOX_COLOR, TRUE_BOX_COLOR, color_table
 from distcam_jax.report.page import Case, case_pictures, distance_text
 

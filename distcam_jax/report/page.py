@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from jaxtyping import Array, Num, Shaped
 
-from distcam_jax.report.files import write_atomically
+from distcam_jax.files import write_atomically
 from distcam_jax.report.overlays import (
     DERIVED_BOX_COLOR,
     TRUE_BOX_COLOR,
