@@ -1,4 +1,9 @@
-"""Evaluates a run: python evaluate.py --config=configs/quickstart.py:metric --workdir=runs/quickstart/metric."""
+"""Evaluates a run: python evaluate.py --config=configs/quickstart.py:metric --workdir=runs/quickstart/metric.
+
+Published weights take the place of a run with --weights=resnet50.safetensors instead of --workdir.
+"""
+
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -7,19 +12,31 @@ from distcam_jax import scripts
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Which experiment: configs/<name>.py[:argument].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-_OUTPUT = flags.DEFINE_string("output", None, "Where metrics.json and report.html go; the run's folder by default.")
+_WEIGHTS = flags.DEFINE_string(
+    "weights", None, "torchvision's or timm's weights (a file or a hub id) instead of a run."
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Where metrics.json and report.html go; by default the run's folder, or runs/<name of the weights>."
+)
 _COMPARE = flags.DEFINE_multi_string("compare", [], "Folders of further runs on the same data, for the same table.")
 _PROTOTYPES = flags.DEFINE_string("prototypes", None, "A prototypes file instead of a pass over the training images.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
+flags.mark_flags_as_mutual_exclusive(["workdir", "weights"], required=True)
 
 
 def main() -> None:
     """One call into the package."""
     from distcam_jax.evaluators import evaluate  # after the flags, so that --help and a mistyped flag answer at once
 
-    workdir = str(_WORKDIR.value)
-    output = _OUTPUT.value or workdir
-    evaluate(_CONFIG.value, workdir, output=output, compare=_COMPARE.value, prototypes=_PROTOTYPES.value)
+    output = _OUTPUT.value or _WORKDIR.value or f"runs/{Path(str(_WEIGHTS.value)).stem}"
+    evaluate(
+        _CONFIG.value,
+        _WORKDIR.value,
+        output=output,
+        compare=_COMPARE.value,
+        prototypes=_PROTOTYPES.value,
+        weights=_WEIGHTS.value,
+    )
     print(f"\nfigures: {output}/metrics.json\nreport:  {output}/report.html")
 
 

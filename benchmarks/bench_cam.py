@@ -7,24 +7,19 @@ The alternatives take turns within one run, so a busy machine slows all of them 
 """
 
 import argparse
-import datetime
 import importlib.util
 import json
 import operator
-import os
 import pathlib
-import platform
 import statistics
-import time
 
 import jax
 import numpy as np
 from jax import lax
 from jax import numpy as jnp
+from measure import machine, spread, take_turns
 
 import distcam_jax
-
-PAUSE = 0.03  # seconds before a turn: thread pools keep spinning for a while after work and would disturb the next
 
 
 def parse_arguments():
@@ -99,25 +94,6 @@ def torch_einsum(features, weights):
     return product
 
 
-def take_turns(alternatives, repeats):
-    """Seconds of every alternative, `{name: [repeats]}`; each turn is one untimed call and one timed call."""
-    seconds = {name: [] for name in alternatives}
-    names = list(alternatives)
-    for turn in range(repeats):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            time.sleep(PAUSE)
-            jax.block_until_ready(alternatives[name]())
-            start = time.perf_counter()
-            jax.block_until_ready(alternatives[name]())
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def spread(values):
-    """Median and range."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def matmul_limit(size=2048):
     """GFLOP/s of a large square product, the rate that the machine can reach."""
     square = jnp.ones((size, size))
@@ -130,27 +106,6 @@ def temporary_mib(function, images, features, prototypes):
     """Temporary memory in MiB that the compiled function asks for with that many images."""
     features = jax.ShapeDtypeStruct((images, *features.shape[1:]), features.dtype)
     return function.lower(features, prototypes).compile().memory_analysis().temp_size_in_bytes / 2**20
-
-
-def processor():
-    """Name of the processor."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def machine():
-    """What the figures were measured with, and when."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "back_end": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
-    }
 
 
 def make_alternatives(features, prototypes):

@@ -1,9 +1,11 @@
-"""What the scripts share: errors that the user can mend end in one line, not in a traceback."""
+"""What the scripts share: errors that the user can mend end in one line, and compiled programs are kept."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import app, logging
 
 _MENDABLE = (ValueError, OSError, FloatingPointError)
@@ -12,10 +14,15 @@ _MENDABLE = (ValueError, OSError, FloatingPointError)
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and runs a script.
 
+    What XLA compiles is kept in the folder that the environment variable JAX_COMPILATION_CACHE_DIR names, by default
+    `~/.cache/distcam_jax/compiled`, so that the same experiment starts faster the next time.
+
     Args:
         main: takes nothing; reads the flags.
     """
     name = Path(sys.argv[0]).name
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/distcam_jax/compiled"))
 
     def parse(argv):
         try:

@@ -25,6 +25,7 @@ from distcam_jax import checkpoints, losses, runs
 from distcam_jax.datasets import Dataset, load_dataset
 from distcam_jax.input_pipeline import make_train_iterator
 from distcam_jax.models import Backbone, create_model
+from distcam_jax.models.convolution import compiler_options
 
 OBJECTIVES = ("softmax", "metric")
 OPTIMIZERS = ("sgd", "adamw")
@@ -221,13 +222,14 @@ def make_train_step(config: ml_collections.ConfigDict, graph: nnx.GraphDef, opti
 
     def loss_fn(params, state, batch):
         model = nnx.merge(graph, params["model"], state.statistics, copy=True)
-        output, features = model(normalize(batch["image"], config))
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        output, features = model(normalize(batch["image"], config), key=key)
         loss, logits, means = _objective(config, state, params, output, features["embedding"], batch["label"])
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
         _, _, statistics = nnx.split(model, nnx.Param, ...)
         return loss, (statistics, means, accuracy)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
     def step(state: TrainState, batch: dict[str, jax.Array]):
         (loss, (statistics, (means, counts), accuracy)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state, batch

@@ -25,6 +25,7 @@ PUBLIC = {
     "distcam_jax": distcam_jax.__all__,
     "distcam_jax.localization": ["PROTOCOLS", "Protocol", "LocalizationScores", "evaluate_boxes"],
     "distcam_jax.models": ["MODELS", "create_model"],
+    "distcam_jax.models.pretrained": ["load_torch_weights"],
     "distcam_jax.datasets": ["DATASETS", "Dataset", "load_dataset"],
     "distcam_jax.report": ["write_report"],
     "distcam_jax.evaluators": ["evaluate"],

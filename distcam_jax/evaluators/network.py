@@ -10,13 +10,15 @@ import ml_collections
 import numpy as np
 from absl import logging
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from distcam_jax import checkpoints, training
 from distcam_jax.cam import nearest_prototype
 from distcam_jax.input_pipeline import make_eval_batches
 from distcam_jax.models import class_weights
+from distcam_jax.models.convolution import compiler_options
+from distcam_jax.models.pretrained import load_torch_weights
 from distcam_jax.prototypes import Prototypes, compute_prototypes, hash_weights, load_prototypes
 
 
@@ -27,7 +29,8 @@ class Network:
     Attributes:
         name: what tables call it.
         config: the configuration that it was trained with.
-        step: training steps behind it.
+        step: training steps behind it; None for published weights.
+        source: name of the file or hub id that the weights came from; None for a run.
         mesh: the devices it runs on.
         graph: the model's graph.
         state: its parameters and statistics.
@@ -36,7 +39,8 @@ class Network:
 
     name: str
     config: ml_collections.ConfigDict
-    step: int
+    step: int | None
+    source: str | None
     mesh: Mesh
     graph: nnx.GraphDef
     state: nnx.State
@@ -53,7 +57,7 @@ class Network:
             output, features = nnx.merge(self.graph, state, copy=True)(training.normalize(images, self.config))
             return output, features
 
-        return jax.jit(forward)
+        return jax.jit(forward, compiler_options=compiler_options())
 
     def __call__(self, images: np.ndarray) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Output and features of images `[b, h, w, 3]` in [0, 1]; b divides evenly over the devices."""
@@ -98,9 +102,35 @@ def load_network(config: ml_collections.ConfigDict, workdir: str | Path, num_cla
         raise ValueError(f"{workdir} holds no finished checkpoint yet; train first, or wait for the first one")
     step, state = restored
     model = nnx.merge(graph, state.params["model"], state.statistics, copy=True)
+    return _network(model, config, name, mesh, step=step)
+
+
+def import_network(config: ml_collections.ConfigDict, weights: str | Path, num_classes: int, *, name: str) -> Network:
+    """Makes the configured network with published weights.
+
+    Args:
+        config: see `configs/`; the softmax objective takes the classifier along, the metric one leaves it out.
+        weights: a file or a hub id, see `load_torch_weights`.
+        num_classes: classes c of the data set.
+        name: what tables call the network.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        ValueError: when the weights do not fit the configuration; lists the keys.
+        FileNotFoundError: when there is no such file.
+    """
+    model = nnx.eval_shape(lambda: training.build_model(config, num_classes))  # no first values are drawn
+    load_torch_weights(model, weights, head="load" if config.objective == "softmax" else "drop")
+    return _network(model, config, name, training.create_mesh(), source=Path(weights).name)
+
+
+def _network(model, config, name: str, mesh: Mesh, *, step: int | None = None, source: str | None = None) -> Network:
     model.eval()
     graph, weights = nnx.split(model)
-    return Network(name, config, step, mesh, graph, weights, hash_weights(weights))
+    weights = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
+    return Network(name, config, step, source, mesh, graph, weights, hash_weights(weights))
 
 
 def network_prototypes(

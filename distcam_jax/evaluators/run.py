@@ -18,7 +18,7 @@ from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators import figures
 from distcam_jax.evaluators.cases import choose_cases, make_cases, make_comparisons
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, METHODS, Localization, localize, tune_thresholds
-from distcam_jax.evaluators.network import Network, load_network, network_prototypes
+from distcam_jax.evaluators.network import Network, import_network, load_network, network_prototypes
 from distcam_jax.files import write_atomically
 from distcam_jax.prototypes import Prototypes
 from distcam_jax.report import Column, Measure, Report, Row, Section, Table, format_table, save_figure, save_report
@@ -45,23 +45,26 @@ class _Result:
 
 def evaluate(
     config: ml_collections.ConfigDict,
-    workdir: str | Path,
+    workdir: str | Path | None,
     *,
     output: str | Path | None = None,
     compare: Sequence[str | Path] = (),
     prototypes: str | Path | None = None,
+    weights: str | Path | None = None,
 ) -> dict:
-    """Evaluates a run: classification, localisation with baselines.
+    """Evaluates a run, or published weights: classification, localisation with baselines.
 
     Prints the tables and writes `metrics.json`, `tables.md`, `report.html` and `examples.png`, four random images.
 
     Args:
         config: the configuration of the run, see `configs/`.
-        workdir: the run's folder.
+        workdir: the run's folder; None for published weights.
         output: where the results go; the run's folder by default.
         compare: folders of further runs on the same data, whose rows join the table; CAM of a softmax run stands
             beside Dist-CAM of a metric run.
         prototypes: a prototypes file to use instead of a pass over the training images.
+        weights: what `load_torch_weights` takes, instead of a run; with the classifier for the softmax objective,
+            without it for the metric one.
 
     Returns:
         What `metrics.json` holds.
@@ -69,17 +72,25 @@ def evaluate(
     Raises:
         ValueError: when runs, data and files do not belong together.
     """
-    output = Path(workdir if output is None else output)
+    if (workdir is None) == (weights is None):
+        raise ValueError("give either the folder of a run or weights")
+    folder = workdir if output is None else output
+    if folder is None:
+        raise ValueError("weights come without a folder; say where the output goes")
+    output = Path(folder)
     runs.check_config(config)
-    runs.check_workdir(config, workdir)
-    entries = [(config, Path(workdir), prototypes)]
-    entries += [(runs.load_run_config(folder), Path(folder), None) for folder in compare]
+    if workdir is not None:
+        runs.check_workdir(config, workdir)
+    entries = [(config, output if workdir is None else Path(workdir), prototypes, weights)]
+    entries += [(runs.load_run_config(folder), Path(folder), None, None) for folder in compare]
     data = training.load_split(config, "eval")
     results = []
-    for name, (run_config, folder, file) in zip(_names(entries), entries, strict=True):
+    for name, (run_config, folder, file, imported) in zip(_names(entries), entries, strict=True):
         if _portable(run_config)["data"] != _portable(config)["data"]:
-            raise ValueError(f"{folder} was trained on other data than {workdir}; only runs on the same data compare")
-        results.append(_measure(run_config, config.evaluate, folder, file, name, data))
+            raise ValueError(
+                f"{folder} was trained on other data than {config.data.name}'s; only runs on the same data compare"
+            )
+        results.append(_measure(run_config, config.evaluate, folder, file, imported, name, data))
     metrics = _metrics(config, results, data)
     tables = make_tables(metrics)
     print("\n\n".join(format_table(table) for table in tables))
@@ -97,14 +108,17 @@ def _write(path: Path, text: str) -> None:
 
 def _names(entries) -> list[str]:
     """A run is called by its objective, or by its folder where two share one."""
-    objectives = [config.objective for config, _, _ in entries]
+    objectives = [config.objective for config, *_ in entries]
     return [
-        config.objective if objectives.count(config.objective) == 1 else folder.name for config, folder, _ in entries
+        config.objective if objectives.count(config.objective) == 1 else folder.name for config, folder, *_ in entries
     ]
 
 
-def _measure(config, options, folder, file, name, data: Dataset) -> _Result:
-    network = load_network(config, folder, data.num_classes, name=name)
+def _measure(config, options, folder, file, weights, name, data: Dataset) -> _Result:
+    if weights is None:
+        network = load_network(config, folder, data.num_classes, name=name)
+    else:
+        network = import_network(config, weights, data.num_classes, name=name)
     path = Path(file) if file else folder / "prototypes.safetensors"
     prototypes = network_prototypes(network, path, data.class_names, batch=options.batch, given=file is not None)
     measured = {}
@@ -134,6 +148,7 @@ def _metrics(config, results: list[_Result], data: Dataset) -> dict:
             result.network.name: {
                 "objective": result.network.config.objective,
                 "steps": result.network.step,
+                "weights": result.network.source,
                 "weights_hash": result.network.weights_hash,
                 "classification": _as_dict(figures.classification_figures(result.measured, **bootstrap)),
                 "localization": _as_dict(figures.localization_figures(result.measured, result.tuned, **bootstrap)),

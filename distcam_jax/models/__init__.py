@@ -5,14 +5,16 @@ from collections.abc import Callable
 
 from flax import nnx
 
-from distcam_jax.models.backbone import Backbone
+from distcam_jax.models.backbone import STEMS, Backbone
+from distcam_jax.models.densenet import DENSENETS
 from distcam_jax.models.heads import HEADS, class_weights
-from distcam_jax.models.resnet import resnet18
+from distcam_jax.models.resnet import RESNETS
+from distcam_jax.models.resnet12 import RESNET12
 
-MODELS: dict[str, Callable[..., Backbone]] = {"resnet18": resnet18}
+MODELS: dict[str, Callable[..., Backbone]] = {**RESNETS, **DENSENETS, **RESNET12}
 _COMMON = ("num_classes", "rngs", "head")  # what every model takes
 
-__all__ = ["HEADS", "MODELS", "Backbone", "class_weights", "create_model"]
+__all__ = ["HEADS", "MODELS", "STEMS", "Backbone", "class_weights", "create_model"]
 
 
 def create_model(name: str, *, num_classes: int, rngs: nnx.Rngs, head: str = "linear", **options) -> Backbone:
@@ -22,10 +24,11 @@ def create_model(name: str, *, num_classes: int, rngs: nnx.Rngs, head: str = "li
         name: one of `MODELS`.
         num_classes: classes c of the head.
         rngs: where the initial weights come from.
-        head: one of `HEADS`: "linear" outputs class scores `[b, c]`, "none" the embedding `[b, k]`.
-        **options: the backbone's own, for a ResNet: `stem` ("imagenet": 7 x 7 at stride 2 and a max-pool; "stride2":
-            3 x 3 at stride 2; "small": 3 x 3 at stride 1), `width` (channels of the first stage), `last_stride` (1 or
-            2), `dtype` (of the computation; parameters and statistics stay float32).
+        head: one of `HEADS`: "linear" outputs class scores `[b, c]`, "none" the embedding `[b, k]`; see `create_head`.
+        **options: the backbone's own; those of `ResNet` and `DenseNet` are `stem` ("imagenet": 7 x 7 at stride 2 and a
+            max-pool; "stride2": 3 x 3 at stride 2; "small": 3 x 3 at stride 1), `width`, `last_stride` (1 gives maps of
+            14 x 14 cells at 224 pixels instead of 7 x 7), `dtype` (of the computation; parameters and statistics stay
+            float32), `remat` (less memory in training, for time), and `pre_pool` of DenseNet.
 
     Returns:
         A module in training mode (`model.eval()` makes it use its running statistics and leave them alone);
@@ -47,8 +50,14 @@ def create_model(name: str, *, num_classes: int, rngs: nnx.Rngs, head: str = "li
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(sorted(MODELS))}")
     if head not in HEADS:
         raise ValueError(f"unknown head {head!r}; choose one of {', '.join(HEADS)}")
-    known = [option for option in inspect.signature(MODELS[name]).parameters if option not in _COMMON]
+    known = _options(MODELS[name])
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; choose one of {', '.join(known)}")
     return MODELS[name](num_classes=num_classes, rngs=rngs, head=head, **options)
+
+
+def _options(make: Callable[..., Backbone]) -> list[str]:
+    """The options of a model, from its class's signature."""
+    parameters = inspect.signature(getattr(make, "func", make).__init__).parameters.values()
+    return [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in _COMMON]

@@ -1,7 +1,34 @@
-"""What every backbone has in common."""
+"""What every backbone has in common: its contract, its options and its stem."""
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+from distcam_jax.cam import global_average_pool
+from distcam_jax.models.layers import BatchNorm, Conv
+from distcam_jax.models.pooling import max_pool
+
+# name: kernel size, stride, whether a 3 x 3 max-pool at stride 2 follows
+STEMS = {"imagenet": (7, 2, True), "stride2": (3, 2, False), "small": (3, 1, False)}
+
+
+def stem_of(name: str) -> tuple[int, int, bool]:
+    """Kernel size, stride and max-pool of a stem; a ValueError lists the names."""
+    if name not in STEMS:
+        raise ValueError(f"unknown stem {name!r}; choose one of {', '.join(STEMS)}")
+    return STEMS[name]
+
+
+def check_options(*, num_classes: int, width: int, last_stride: int, dtype) -> jnp.dtype:
+    """Refuses values that the common options cannot have, and gives the dtype."""
+    if width < 1 or num_classes < 1:
+        raise ValueError(f"width and num_classes must be at least 1, got {width} and {num_classes}")
+    if last_stride not in (1, 2):
+        raise ValueError(f"last_stride must be 1 or 2, got {last_stride}")
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be a floating type such as float32 or bfloat16, got {dtype}")
+    return dtype
 
 
 class Backbone(nnx.Module):
@@ -10,13 +37,54 @@ class Backbone(nnx.Module):
     Attributes:
         embedding_size: channels k of `features["pre_pool"]` and `features["embedding"]`.
         total_stride: input pixels a cell of the feature map stands for; the smallest image has this side.
+        dtype: of the computation.
         head: from embeddings to outputs.
     """
 
     embedding_size: int
     total_stride: int
+    dtype: jnp.dtype
+    pooled_stem: bool
     head: nnx.Module
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _"], dict[str, Array]]:
-        """Output, and features "pre_pool" `[b, h', w', k]` and "embedding" `[b, k]`."""
+    def __call__(
+        self, images: Float[Array, "b h w 3"], *, key: Array | None = None
+    ) -> tuple[Float[Array, "b _"], dict[str, Array]]:
+        """Runs the network.
+
+        Args:
+            images: normalised images `[b, h, w, 3]`, each side at least `total_stride`.
+            key: of what is random in training (DropBlock); networks without such parts need none.
+
+        Returns:
+            The head's output, and `features`: "pre_pool" `[b, h', w', k]`, the maps after the last ReLU, and
+            "embedding" `[b, k]`, their global average pool in float32.
+
+        Raises:
+            ValueError: for images of another rank, channel count or type, or too small a side.
+        """
+        self.check_images(images)
+        maps = self.feature_maps(images, key)
+        embedding = global_average_pool(maps)
+        return self.head(embedding), {"pre_pool": maps, "embedding": embedding}
+
+    def feature_maps(self, images: Float[Array, "b h w 3"], key: Array | None) -> Float[Array, "b h2 w2 k"]:
+        """The maps that are pooled, of images that were checked."""
         raise NotImplementedError
+
+    def stem(self, images: Float[Array, "b h w 3"], conv: Conv, norm: BatchNorm) -> Float[Array, "b h2 w2 k"]:
+        """Convolution, normalisation, ReLU, and the max-pool where the stem has one."""
+        x = nnx.relu(norm(conv(images)))
+        return max_pool(x) if self.pooled_stem else x
+
+    def check_images(self, images: Array) -> None:
+        """Refuses images that the network cannot take, with a ValueError."""
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images must have the shape [b, h, w, 3], got {list(images.shape)}")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images must be normalised floats, got {images.dtype}")
+        if min(images.shape[1:3]) < self.total_stride:
+            raise ValueError(
+                f"images of {images.shape[1]} x {images.shape[2]} pixels are smaller than the network's stride of "
+                f"{self.total_stride}; enlarge them, or choose another stem or last_stride"
+            )

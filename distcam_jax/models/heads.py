@@ -1,11 +1,21 @@
-"""What a backbone ends in: embeddings `[b, k]` in, output out. Dist-CAM itself never looks at a head."""
+"""What a backbone ends in: embeddings `[b, k]` in, output out. Dist-CAM itself never looks at a head.
+
+Heads compute in float32, whatever the backbone's dtype.
+"""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-HEADS = ("linear", "none")
+from distcam_jax.checks import check_positive_integers
+from distcam_jax.losses import l1_distances
+from distcam_jax.models.layers import VARIANCE_EPSILON, BatchNorm
+
+HEADS = ("linear", "proxy", "cosine", "batch_norm_neck", "none")
+
+_SHORTEST = 1e-12  # a vector whose norm is no larger counts as zero; its square still is a normal float32
 
 
 class LinearHead(nnx.Module):
@@ -24,6 +34,84 @@ class LinearHead(nnx.Module):
         return self.linear(embedding)
 
 
+class ProxyHead(nnx.Module):
+    """Negative L1 distances to learnt prototypes, so that the largest output is the nearest prototype's.
+
+    The decision is Dist-CAM's (Eq. 4 summed over the channels) with proxies in the place of the class means; proxies
+    are those of Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV 2017.
+
+    Attributes:
+        prototypes: `[c, k]`; they start uniform in [0, 1), where pooled features after a ReLU lie.
+    """
+
+    def __init__(self, embedding_size: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.prototypes = nnx.Param(jax.random.uniform(rngs.params(), (num_classes, embedding_size), jnp.float32))
+
+    def __call__(self, embedding: Float[Array, "b k"]) -> Float[Array, "b c"]:
+        """Negative distances, in the embedding's unit; no `[b, c, k]` array is kept for the gradient."""
+        return -l1_distances(embedding, self.prototypes.get_value())
+
+
+class CosineHead(nnx.Module):
+    """Cosine similarities to one weight vector a class, which losses with an angular margin take.
+
+    Attributes:
+        kernel: `[k, c]`, without a bias. It starts normal with deviation `1 / sqrt(k)`: every direction is as likely,
+            and lengths are near the 1 that Liu et al. ("SphereFace", CVPR 2017) hold them at.
+    """
+
+    def __init__(self, embedding_size: int, num_classes: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(1.0 / np.sqrt(embedding_size))
+        self.kernel = nnx.Param(init(rngs.params(), (embedding_size, num_classes), jnp.float32))
+
+    def __call__(self, embedding: Float[Array, "b k"]) -> Float[Array, "b c"]:
+        """Similarities in [-1, 1]; 0, with gradients of 0, for an embedding or a weight of zeros."""
+        directions = _directions(self.kernel.get_value(), 0)
+        cosines = jnp.matmul(_directions(embedding, 1), directions, precision=jax.lax.Precision.HIGHEST)
+        return jnp.clip(cosines, -1.0, 1.0)  # rounding may pass 1, where the arc cosine is NaN
+
+
+def _directions(vectors, axis):
+    """Vectors of length 1; those of zeros stay zeros, without a gradient."""
+    squared = jnp.sum(jnp.square(vectors), axis, keepdims=True)
+    valid = squared > _SHORTEST**2
+    return jnp.where(valid, vectors * jax.lax.rsqrt(jnp.where(valid, squared, 1.0)), 0.0)
+
+
+class BatchNormNeckHead(nnx.Module):
+    """A batch normalisation without shift, then a linear classifier without bias.
+
+    Metric losses are trained on the embedding before the neck, the classifier and the retrieval use the feature after
+    it. Source: Luo et al., "Bag of Tricks and A Strong Baseline for Deep Person Re-identification", CVPRW 2019.
+
+    Attributes:
+        norm: whose `bias` is frozen at zero: it stands among the statistics, not the parameters.
+        linear: the classifier, which starts normal with deviation 0.001.
+    """
+
+    def __init__(self, embedding_size: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.norm = BatchNorm(embedding_size, dtype=jnp.float32)
+        self.norm.bias = nnx.BatchStat(jnp.zeros(embedding_size))  # pyrefly: ignore[bad-assignment]
+        init = nnx.initializers.normal(0.001)
+        self.linear = nnx.Linear(embedding_size, num_classes, use_bias=False, kernel_init=init, rngs=rngs)
+
+    def neck(self, embedding: Float[Array, "b k"]) -> Float[Array, "b k"]:
+        """The normalised feature, which retrieval is done with in evaluation mode.
+
+        In training mode it is normalised by its batch, and each call moves the running statistics.
+        """
+        return self.norm(embedding)
+
+    def __call__(self, embedding: Float[Array, "b k"]) -> Float[Array, "b c"]:
+        """Class scores."""
+        return self.linear(self.neck(embedding))
+
+    def class_weights(self) -> Float[Array, "c k"]:
+        """The classifier's weights, multiplied by the factor that the neck has in evaluation for every channel."""
+        factor = self.norm.scale.get_value() * jax.lax.rsqrt(self.norm.var.get_value() + VARIANCE_EPSILON)
+        return (self.linear.kernel.get_value() * factor[:, None]).T
+
+
 class NoHead(nnx.Module):
     """No classifier layer: the embedding is the output."""
 
@@ -32,42 +120,56 @@ class NoHead(nnx.Module):
         return embedding
 
 
+_CLASSES = {"linear": LinearHead, "proxy": ProxyHead, "cosine": CosineHead, "batch_norm_neck": BatchNormNeckHead}
+
+
 def create_head(name: str, embedding_size: int, num_classes: int, *, rngs: nnx.Rngs) -> nnx.Module:
     """Makes a head by its name.
 
     Args:
-        name: one of `HEADS`.
+        name: one of `HEADS`, which output, for embeddings `[b, k]`: "linear" class scores `[b, c]`; "proxy" negative L1
+            distances to learnt prototypes `[b, c]`; "cosine" similarities to learnt class weights `[b, c]`, in [-1, 1];
+            "batch_norm_neck" class scores `[b, c]` of the normalised embedding, which its method `neck` gives; "none"
+            the embedding `[b, k]`.
         embedding_size: channels k of the embedding.
         num_classes: classes c; unused by "none".
         rngs: where the initial weights come from.
 
     Returns:
-        A module from embeddings `[b, k]` to outputs.
+        A module from embeddings `[b, k]` to outputs, in training mode.
 
     Raises:
-        ValueError: on an unknown name.
+        ValueError: on an unknown name, or a size below 1.
 
     Examples:
         >>> from flax import nnx
         >>> import jax.numpy as jnp
         >>> create_head("linear", 8, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 8))).shape
         (2, 3)
+        >>> create_head("batch_norm_neck", 8, 3, rngs=nnx.Rngs(0)).neck(jnp.ones((2, 8))).shape
+        (2, 8)
     """
-    if name == "linear":
-        return LinearHead(embedding_size, num_classes, rngs=rngs)
+    if name not in HEADS:
+        raise ValueError(f"unknown head {name!r}; choose one of {', '.join(HEADS)}")
     if name == "none":
         return NoHead()
-    raise ValueError(f"unknown head {name!r}; choose one of {', '.join(HEADS)}")
+    check_positive_integers(embedding_size=embedding_size, num_classes=num_classes)
+    return _CLASSES[name](embedding_size, num_classes, rngs=rngs)
 
 
 def class_weights(model: nnx.Module) -> Float[Array, "c k"] | None:
-    """The linear layer's weights, which CAM (Eq. 3) multiplies the feature maps by.
+    """The weights which CAM (Eq. 3) multiplies the feature maps by.
+
+    Those of the linear layer; of a batch-norm neck, whose classifier sees `scale · (x - mean) / sqrt(var + eps)`, the
+    classifier's weights times `scale / sqrt(var + eps)` with the running statistics, so that Eq. 2 gives the class
+    scores of evaluation up to a constant a class. The constant, which the mean leaves, belongs to no channel.
 
     Args:
         model: a model of `distcam_jax.models`.
 
     Returns:
-        Weights `[c, k]`, or None for a model without a linear layer, for which CAM is not defined.
+        Weights `[c, k]`, or None for a model whose scores are not linear in the embedding ("proxy", "cosine") or that
+        has none ("none"), for which CAM is not defined.
 
     Examples:
         >>> from flax import nnx
@@ -77,6 +179,6 @@ def class_weights(model: nnx.Module) -> Float[Array, "c k"] | None:
         (3, 64)
     """
     head = getattr(model, "head", None)
-    if not isinstance(head, LinearHead):
-        return None
-    return head.linear.kernel.get_value().T
+    if isinstance(head, LinearHead):
+        return head.linear.kernel.get_value().T
+    return head.class_weights() if isinstance(head, BatchNormNeckHead) else None

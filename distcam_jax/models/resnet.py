@@ -1,7 +1,8 @@
 """Residual networks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016), channels last.
 
-Padding, the stride in a block's first convolution and the distribution of the initial kernels are torchvision's. Every
-model returns `(output, features)`; see `ResNet`.
+The arithmetic is torchvision's, so its published weights give its outputs: the stride of a bottleneck sits on the 3 x 3
+convolution, and what `distcam_jax.models.layers` says of borders and statistics. The one exception is where training
+starts: each block's last scale is zero here, so that a block starts as the identity (Goyal et al., 2017, Sect. 5.1).
 """
 
 from functools import partial
@@ -10,33 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from distcam_jax.cam import global_average_pool
-from distcam_jax.models.backbone import Backbone
+from distcam_jax.models.backbone import Backbone, check_options, stem_of
 from distcam_jax.models.heads import create_head
+from distcam_jax.models.layers import BatchNorm, Conv, fan_out_normal
 
-STEMS = ("imagenet", "stride2", "small")
-
-# torch pads (1, 1) where "SAME" at stride 2 pads (0, 1), so every padding is written out.
-_kernel_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def _conv(features_in: int, features_out: int, size: int, stride: int, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(
-        features_in,
-        features_out,
-        kernel_size=(size, size),
-        strides=(stride, stride),
-        padding=((size // 2, size // 2),) * 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=_kernel_init,
-        rngs=rngs,
-    )
-
-
-def _batch_norm(features: int, *, dtype, rngs: nnx.Rngs, zero: bool = False) -> nnx.BatchNorm:
-    init = nnx.initializers.zeros_init() if zero else nnx.initializers.ones_init()
-    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=init, rngs=rngs)
+_conv = partial(Conv, init=fan_out_normal)
 
 
 class BasicBlock(nnx.Module):
@@ -45,13 +24,11 @@ class BasicBlock(nnx.Module):
     expansion = 1
 
     def __init__(self, features_in: int, width: int, stride: int, *, dtype, rngs: nnx.Rngs):
-        conv = partial(_conv, dtype=dtype, rngs=rngs)
-        norm = partial(_batch_norm, dtype=dtype, rngs=rngs)
-        self.conv1, self.bn1 = conv(features_in, width, 3, stride), norm(width)
-        # A last scale of zero makes every block start as the identity (Goyal et al., 2017, Sect. 5.1).
-        self.conv2, self.bn2 = conv(width, width, 3, 1), norm(width, zero=True)
-        resized = stride != 1 or features_in != width
-        self.downsample = nnx.List([conv(features_in, width, 1, stride), norm(width)] if resized else [])
+        self.conv1 = _conv(features_in, width, 3, stride, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(width, dtype=dtype)
+        self.conv2 = _conv(width, width, 3, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(width, dtype=dtype, zero=True)
+        self.downsample = _downsample(features_in, width, stride, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w k"]) -> Float[Array, "b h2 w2 k2"]:
         """Feature maps after the block's last ReLU."""
@@ -62,12 +39,65 @@ class BasicBlock(nnx.Module):
         return nnx.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
+class Bottleneck(nnx.Module):
+    """A 3 x 3 convolution, which holds the stride, between two 1 x 1 convolutions, and a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, features_in: int, width: int, stride: int, *, dtype, rngs: nnx.Rngs):
+        self.conv1 = _conv(features_in, width, 1, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(width, dtype=dtype)
+        self.conv2 = _conv(width, width, 3, stride, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(width, dtype=dtype)
+        self.conv3 = _conv(width, 4 * width, 1, dtype=dtype, rngs=rngs)
+        self.bn3 = BatchNorm(4 * width, dtype=dtype, zero=True)
+        self.downsample = _downsample(features_in, 4 * width, stride, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w k"]) -> Float[Array, "b h2 w2 k2"]:
+        """Feature maps after the block's last ReLU."""
+        shortcut = x
+        for layer in self.downsample:
+            shortcut = layer(shortcut)
+        x = nnx.relu(self.bn1(self.conv1(x)))
+        x = nnx.relu(self.bn2(self.conv2(x)))
+        return nnx.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+def _downsample(features_in: int, features: int, stride: int, *, dtype, rngs: nnx.Rngs) -> nnx.List:
+    """What brings the shortcut to the block's output shape: nothing where it has it."""
+    if stride == 1 and features_in == features:
+        return nnx.List([])
+    return nnx.List([_conv(features_in, features, 1, stride, dtype=dtype, rngs=rngs), BatchNorm(features, dtype=dtype)])
+
+
 class ResNet(Backbone):
-    """A residual network that returns its output and the feature maps that Dist-CAM weighs."""
+    """A residual network of four stages.
+
+    Args:
+        block: `BasicBlock` or `Bottleneck`.
+        blocks: how many blocks each stage has.
+        num_classes: classes c of the head.
+        rngs: where the initial weights come from.
+        head: one of `distcam_jax.models.HEADS`.
+        stem: one of `distcam_jax.models.STEMS`.
+        width: channels of the first stage's 3 x 3 convolutions; each later stage has twice as many.
+        last_stride: stride of the last stage, 1 or 2.
+        dtype: of the computation; parameters and statistics stay float32.
+        remat: whether each block is computed again for its gradient instead of kept, for memory.
+
+    Raises:
+        ValueError: on a value that an option cannot have.
+
+    Examples:
+        >>> make = lambda: ResNet(Bottleneck, (3, 4, 6, 3), num_classes=1000, rngs=nnx.Rngs(0))
+        >>> model = nnx.eval_shape(make)
+        >>> model.embedding_size, model.total_stride
+        (2048, 32)
+    """
 
     def __init__(
         self,
-        block: type[BasicBlock],
+        block: type[BasicBlock] | type[Bottleneck],
         blocks: tuple[int, int, int, int],
         *,
         num_classes: int,
@@ -77,108 +107,40 @@ class ResNet(Backbone):
         width: int = 64,
         last_stride: int = 2,
         dtype=jnp.float32,
+        remat: bool = False,
     ):
-        if stem not in STEMS:
-            raise ValueError(f"unknown stem {stem!r}; choose one of {', '.join(STEMS)}")
-        if width < 1 or num_classes < 1:
-            raise ValueError(f"width and num_classes must be at least 1, got {width} and {num_classes}")
-        if last_stride not in (1, 2):
-            raise ValueError(f"last_stride must be 1 or 2, got {last_stride}")
-        dtype = jnp.dtype(dtype)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"dtype must be a floating type such as float32 or bfloat16, got {dtype}")
-        size, stride = {"imagenet": (7, 2), "stride2": (3, 2), "small": (3, 1)}[stem]
-        self.pooled_stem = stem == "imagenet"
-        self.dtype = dtype
-        self.conv1 = _conv(3, width, size, stride, dtype=dtype, rngs=rngs)
-        self.bn1 = _batch_norm(width, dtype=dtype, rngs=rngs)
+        self.dtype = check_options(num_classes=num_classes, width=width, last_stride=last_stride, dtype=dtype)
+        size, stem_stride, self.pooled_stem = stem_of(stem)
+        self.remat = remat
+        options = {"dtype": self.dtype, "rngs": rngs}
+        self.conv1 = _conv(3, width, size, stem_stride, **options)
+        self.bn1 = BatchNorm(width, dtype=self.dtype)
         self.stages = nnx.List([])
         features_in = width
-        strides = (1, 2, 2, last_stride)
-        for index, (count, first) in enumerate(zip(blocks, strides, strict=True)):
-            stage = []
+        for index, (count, stride) in enumerate(zip(blocks, (1, 2, 2, last_stride), strict=True)):
+            stage: list[nnx.Module] = []
             for number in range(count):
-                stride_here = first if number == 0 else 1
-                stage.append(block(features_in, width * 2**index, stride_here, dtype=dtype, rngs=rngs))
+                stage.append(block(features_in, width * 2**index, stride if number == 0 else 1, **options))
                 features_in = width * 2**index * block.expansion
             self.stages.append(nnx.List(stage))
         self.embedding_size = features_in
-        self.total_stride = stride * (2 if self.pooled_stem else 1) * 4 * last_stride
+        self.total_stride = stem_stride * (2 if self.pooled_stem else 1) * 4 * last_stride
         self.head = create_head(head, features_in, num_classes, rngs=rngs)
 
-    def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _"], dict[str, Array]]:
-        """Runs the network.
-
-        Args:
-            images: normalised images `[b, h, w, 3]`, each side at least `total_stride`.
-
-        Returns:
-            The head's output, and `features`: "pre_pool" `[b, h', w', k]`, the non-negative maps after the last ReLU,
-            and "embedding" `[b, k]`, their global average pool in float32.
-
-        Raises:
-            ValueError: for images of another rank, channel count or type, or too small a side.
-        """
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"images must have the shape [b, h, w, 3], got {list(images.shape)}")
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(f"images must be normalised floats, got {images.dtype}")
-        if min(images.shape[1:3]) < self.total_stride:
-            raise ValueError(
-                f"images of {images.shape[1]} x {images.shape[2]} pixels are smaller than the network's stride of "
-                f"{self.total_stride}; enlarge them, or choose another stem or last_stride"
-            )
-        x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype))))
-        if self.pooled_stem:
-            # The border that is pooled with is minus infinity, as torch's is.
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    def feature_maps(self, images: Float[Array, "b h w 3"], key: Array | None = None) -> Float[Array, "b h2 w2 k"]:
+        """The maps after the last ReLU, of images that were checked."""
+        del key  # nothing is random here
+        x = self.stem(images, self.conv1, self.bn1)
         for stage in self.stages:
             for block in stage:
-                x = block(x)
-        embedding = global_average_pool(x)
-        return self.head(embedding), {"pre_pool": x, "embedding": embedding}
+                x = nnx.remat(type(block).__call__)(block, x) if self.remat else block(x)
+        return x
 
 
-def resnet18(
-    *,
-    num_classes: int,
-    rngs: nnx.Rngs,
-    head: str = "linear",
-    stem: str = "imagenet",
-    width: int = 64,
-    last_stride: int = 2,
-    dtype=jnp.float32,
-) -> ResNet:
-    """ResNet-18: two blocks of two 3 x 3 convolutions in each of the four stages.
-
-    Args:
-        num_classes: classes c of the head.
-        rngs: where the initial weights come from.
-        head: one of `distcam_jax.models.HEADS`.
-        stem: one of `STEMS`.
-        width: channels of the first stage; each later stage has twice as many.
-        last_stride: stride of the last stage, 1 or 2.
-        dtype: of the computation; parameters and statistics stay float32.
-
-    Returns:
-        The network, in training mode.
-
-    Raises:
-        ValueError: on a value that an option cannot have.
-
-    Examples:
-        >>> model = nnx.eval_shape(lambda: resnet18(num_classes=2, rngs=nnx.Rngs(0), stem="small", width=2))
-        >>> model.embedding_size, model.total_stride
-        (16, 8)
-    """
-    return ResNet(
-        BasicBlock,
-        (2, 2, 2, 2),
-        num_classes=num_classes,
-        rngs=rngs,
-        head=head,
-        stem=stem,
-        width=width,
-        last_stride=last_stride,
-        dtype=dtype,
-    )
+RESNETS = {
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+    "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
+}
