@@ -40,17 +40,13 @@ from measure import (
 
 from distcam_jax import losses
 from distcam_jax.models import create_model
+from distcam_jax.models.convolution import compiler_options
 from distcam_jax.models.densenet import DENSENETS
 from distcam_jax.models.resnet import RESNETS
 
 NAMES = (*RESNETS, *DENSENETS)  # the models that torchvision has too
 SMALLEST = 32  # pixels, the total stride of every model
 HAS_TORCH = all(importlib.util.find_spec(name) is not None for name in ("torch", "torchvision"))
-
-
-def jit_options():
-    """Options of every `jax.jit` in this benchmark, such as `compiler_options`."""
-    return {}
 
 
 def enable_cache(folder):
@@ -135,7 +131,7 @@ def batch_of(problem):
 def compile_timed(function, *arguments, donate=()):
     """The compiled function, and what that took and what memory it asks for, in seconds and MiB."""
     start = time.perf_counter()
-    lowered = jax.jit(function, donate_argnums=donate, **jit_options()).lower(*arguments)
+    lowered = jax.jit(function, donate_argnums=donate, compiler_options=compiler_options()).lower(*arguments)
     traced = time.perf_counter()
     compiled = lowered.compile()
     finished = time.perf_counter()

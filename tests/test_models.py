@@ -9,33 +9,16 @@ from jax import numpy as jnp
 from distcam_jax.models import MODELS, class_weights, create_model
 from distcam_jax.models.heads import create_head
 from distcam_jax.models.resnet import BasicBlock, ResNet
+from tests.network_oracles import (
+    convolve_by_loop,
+    filled,
+    images_of,
+    max_pool_by_loop,
+    normalize_by_hand,
+    size_of,
+)
 
 # ---- oracles
-
-
-def convolve_by_loop(x, kernel, stride, padding):
-    """Cross-correlation of `[b, h, w, i]` with `[s, s, i, o]`, a border of zeros of the same width on every side."""
-    size = kernel.shape[0]
-    padded = np.pad(x.astype(np.float64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    rows = (padded.shape[1] - size) // stride + 1
-    columns = (padded.shape[2] - size) // stride + 1
-    result = np.zeros((len(x), rows, columns, kernel.shape[3]))
-    for row in range(rows):
-        for column in range(columns):
-            window = padded[:, row * stride : row * stride + size, column * stride : column * stride + size]
-            result[:, row, column] = np.einsum("bijk,ijko->bo", window, kernel.astype(np.float64))
-    return result
-
-
-def max_pool_by_loop(x):
-    """3 x 3 at stride 2, a border of one that never wins."""
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-    rows, columns = (padded.shape[1] - 3) // 2 + 1, (padded.shape[2] - 3) // 2 + 1
-    result = np.zeros((len(x), rows, columns, x.shape[3]))
-    for row in range(rows):
-        for column in range(columns):
-            result[:, row, column] = padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3].max((1, 2))
-    return result
 
 
 def resnet_by_loop(model, images, stem_stride, pooled, last_stride):
@@ -45,13 +28,7 @@ def resnet_by_loop(model, images, stem_stride, pooled, last_stride):
         kernel = np.asarray(layer.kernel.get_value())
         return convolve_by_loop(x, kernel, stride, kernel.shape[0] // 2)
 
-    def norm(layer, x):
-        mean, var, scale, bias = (
-            np.asarray(v.get_value(), np.float64) for v in (layer.mean, layer.var, layer.scale, layer.bias)
-        )
-        return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
-
-    x = np.maximum(norm(model.bn1, conv(model.conv1, images, stem_stride)), 0)
+    x = np.maximum(normalize_by_hand(model.bn1, conv(model.conv1, images, stem_stride)), 0)
     if pooled:
         x = max_pool_by_loop(x)
     for number, stage in enumerate(model.stages):
@@ -59,33 +36,19 @@ def resnet_by_loop(model, images, stem_stride, pooled, last_stride):
             stride = (1, 2, 2, last_stride)[number] if index == 0 else 1
             shortcut = x
             if number > 0 and index == 0:
-                shortcut = norm(block.downsample[1], conv(block.downsample[0], x, stride))
-            x = np.maximum(norm(block.bn1, conv(block.conv1, x, stride)), 0)
-            x = np.maximum(norm(block.bn2, conv(block.conv2, x, 1)) + shortcut, 0)
+                shortcut = normalize_by_hand(block.downsample[1], conv(block.downsample[0], x, stride))
+            x = np.maximum(normalize_by_hand(block.bn1, conv(block.conv1, x, stride)), 0)
+            x = np.maximum(normalize_by_hand(block.bn2, conv(block.conv2, x, 1)) + shortcut, 0)
     return x
 
 
 # ---- models
 
 
-def numbers(path, leaf, random):
-    """Starting values that hide no mistake: no scale is zero, no mean is zero."""
-    name = jax.tree_util.keystr(path)
-    if "kernel" in name:
-        value = random.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape)
-    elif "scale" in name or "var" in name:
-        value = random.uniform(0.5, 1.5, leaf.shape)
-    else:
-        value = random.normal(0, 0.1, leaf.shape)
-    return jnp.asarray(value, leaf.dtype)
-
-
 def small_model(**options):
-    """One block a stage, filled from NumPy: to compile ResNet-18 and its first values would take many times as long."""
+    """One block a stage."""
     options = {"num_classes": 5, "width": 2, "stem": "small", **options}
-    graph, state = nnx.split(nnx.eval_shape(lambda: ResNet(BasicBlock, (1, 1, 1, 1), rngs=nnx.Rngs(0), **options)))
-    random = np.random.default_rng(0)
-    return nnx.merge(graph, jax.tree.map_with_path(lambda path, leaf: numbers(path, leaf, random), state))
+    return filled(lambda: ResNet(BasicBlock, (1, 1, 1, 1), rngs=nnx.Rngs(0), **options))
 
 
 @nnx.jit
@@ -93,16 +56,8 @@ def run(model, images):
     return model(images)
 
 
-def images_of(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 def abstract_model(name="resnet18", **options):
     return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **options))
-
-
-def size_of(model, kind):
-    return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, kind)))
 
 
 # Parameters as torchvision's documentation gives them, and channels of the last maps.

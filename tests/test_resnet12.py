@@ -8,6 +8,7 @@ from jax import numpy as jnp
 
 from distcam_jax.models import class_weights, resnet12
 from distcam_jax.models.resnet12 import Block, ResNet12, drop_block
+from tests.network_oracles import convolve_by_loop, filled, images_of, normalize_by_hand, size_of
 
 WIDTHS = (2, 3, 4, 5)
 
@@ -15,23 +16,8 @@ WIDTHS = (2, 3, 4, 5)
 
 
 def convolve(layer, x):
-    """A sum over the kernel's taps, each a shifted image with a border of zeros."""
-    kernel = np.asarray(layer.kernel.get_value(), np.float64)
-    size = len(kernel)
-    padded = np.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
-    h, w = x.shape[1:3]
-    return sum(
-        padded[:, row : row + h, column : column + w] @ kernel[row, column]
-        for row in range(size)
-        for column in range(size)
-    )
-
-
-def normalize(layer, x):
-    mean, var, scale, bias = (
-        np.asarray(v.get_value(), np.float64) for v in (layer.mean, layer.var, layer.scale, layer.bias)
-    )
-    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+    kernel = np.asarray(layer.kernel.get_value())
+    return convolve_by_loop(x, kernel, 1, kernel.shape[0] // 2)
 
 
 def leaky_relu(x):
@@ -50,10 +36,10 @@ def max_pool(x):
 def resnet12_by_loop(model, images, last_stride):
     x = images.astype(np.float64)
     for index, block in enumerate(model.stages):
-        shortcut = normalize(block.downsample[1], convolve(block.downsample[0], x))
-        x = leaky_relu(normalize(block.bn1, convolve(block.conv1, x)))
-        x = leaky_relu(normalize(block.bn2, convolve(block.conv2, x)))
-        x = leaky_relu(normalize(block.bn3, convolve(block.conv3, x)) + shortcut)
+        shortcut = normalize_by_hand(block.downsample[1], convolve(block.downsample[0], x))
+        x = leaky_relu(normalize_by_hand(block.bn1, convolve(block.conv1, x)))
+        x = leaky_relu(normalize_by_hand(block.bn2, convolve(block.conv2, x)))
+        x = leaky_relu(normalize_by_hand(block.bn3, convolve(block.conv3, x)) + shortcut)
         if index < 3 or last_stride == 2:
             x = max_pool(x)
     return x
@@ -62,36 +48,14 @@ def resnet12_by_loop(model, images, last_stride):
 # ---- models
 
 
-def numbers(path, leaf, random):
-    name = jax.tree_util.keystr(path)
-    if "kernel" in name:
-        value = random.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape)
-    elif "scale" in name or "var" in name:
-        value = random.uniform(0.5, 1.5, leaf.shape)
-    else:
-        value = random.normal(0, 0.1, leaf.shape)
-    return jnp.asarray(value, leaf.dtype)
-
-
 def small_model(**options):
-    """A narrow network filled from NumPy, which is quicker than to compile its first values."""
     options = {"num_classes": 3, "widths": WIDTHS, **options}
-    graph, state = nnx.split(nnx.eval_shape(lambda: ResNet12(rngs=nnx.Rngs(0), **options)))
-    random = np.random.default_rng(0)
-    return nnx.merge(graph, jax.tree.map_with_path(lambda path, leaf: numbers(path, leaf, random), state))
+    return filled(lambda: ResNet12(rngs=nnx.Rngs(0), **options))
 
 
 @nnx.jit
 def run(model, images, key=None):
     return model(images, key=key)
-
-
-def images_of(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def size_of(model, kind):
-    return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, kind)))
 
 
 @pytest.mark.parametrize(

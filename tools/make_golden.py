@@ -1,7 +1,7 @@
 """Writes the values that torchvision's networks give, which tests/test_golden.py holds ours against.
 
     python tools/make_golden.py
-    python tools/make_golden.py --models resnet18 densenet121 --output /tmp/golden
+    python tools/make_golden.py --models resnet18 densenet121 --output golden
 
 Takes torch and torchvision (`pip install -e '.[parity]'`) and a minute; the tests themselves take neither. Networks,
 weights and images are those of tests/golden_weights.py. torch computes in float64, and the results are stored rounded
