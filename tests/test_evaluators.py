@@ -23,6 +23,7 @@ from distcam_jax.evaluators.cases import choose_cases
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS, Localization, threshold_index, wrong_classes
 from distcam_jax.prototypes import load_prototypes
 from tests.tiny_run import tiny_config
+from tests.torch_layout import resnet_keys, saved, tensors_of
 
 pytestmark = pytest.mark.usefixtures("prepared_data")
 
@@ -250,6 +251,47 @@ def test_evaluate_refuses_prototypes_of_another_network(runs, tmp_path):
             output=tmp_path,
             prototypes=folder / "metric" / "prototypes.safetensors",
         )
+
+
+def weights_of(folder, classes=10):
+    keys = resnet_keys((2, 2, 2, 2), expansion=1, width=4, classes=classes, stem=3)
+    return saved(folder / "published.safetensors", tensors_of(keys))
+
+
+def test_evaluate_takes_published_weights_in_the_place_of_a_run(tmp_path):
+    weights = weights_of(tmp_path)
+    metrics = evaluate(tiny_config("softmax"), None, weights=weights, output=tmp_path / "softmax")
+    network = metrics["networks"]["softmax"]
+    assert network["weights"] == "published.safetensors"
+    assert network["steps"] is None
+    assert "cam" in network["localization"]
+    assert (tmp_path / "softmax" / "prototypes.safetensors").is_file()
+    # The metric objective leaves the classifier out, so that of another data set does no harm.
+    again = evaluate(tiny_config("metric"), None, weights=weights_of(tmp_path, 1000), output=tmp_path / "metric")
+    assert again["networks"]["metric"]["weights_hash"] == network["weights_hash"]
+    assert "cam" not in again["networks"]["metric"]["localization"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"workdir": None}, "give either the folder of a run or weights"),
+        ({"workdir": "run", "weights": "some.safetensors"}, "give either the folder of a run or weights"),
+        ({"workdir": None, "weights": "some.safetensors"}, "say where the output goes"),
+        ({"workdir": None, "weights": "none.safetensors", "output": "out"}, "there is no file none.safetensors"),
+    ],
+)
+def test_evaluate_wants_a_run_or_weights(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        evaluate(tiny_config("metric"), **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_names_the_classes_of_weights_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="the file's classifier has 1000 classes, the model 10"):
+        evaluate(tiny_config("softmax"), None, weights=weights_of(tmp_path, 1000), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_localize_leaves_padding_and_classes_without_samples_out(runs):
