@@ -155,8 +155,7 @@ def test_resnet_statistics_move_in_training_only():
 
 def test_resnet_in_bfloat16_keeps_float32_where_it_counts():
     model = small_model(dtype="bfloat16")
-    with jax.numpy_dtype_promotion("standard"):  # flax's batch normalisation leans on it
-        output, features = run(model, images_of(2, 8, 16, 3))
+    output, features = run(model, images_of(2, 8, 16, 3))
     assert features["pre_pool"].dtype == jnp.bfloat16
     assert features["embedding"].dtype == output.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
