@@ -68,7 +68,7 @@ def test_densenet_in_bfloat16_keeps_float32_where_it_counts():
 def compiled_gradients(remat):
     """Loss, gradients and statistics of a step, compiled as the training step is, and its temporary memory in bytes."""
     graph, params, statistics = nnx.split(small_model((4, 4, 4, 4), remat=remat), nnx.Param, ...)
-    images = images_of(4, 32, 32, 3)
+    images = jnp.asarray(images_of(4, 32, 32, 3))
 
     def loss(params, statistics):
         model = nnx.merge(graph, params, statistics, copy=True)
