@@ -88,7 +88,7 @@ def evaluate(
     for name, (run_config, folder, file, imported) in zip(_names(entries), entries, strict=True):
         if _portable(run_config)["data"] != _portable(config)["data"]:
             raise ValueError(
-                f"{folder} was trained on other data than {config.data.name}'s; only runs on the same data compare"
+                f"{folder} was trained on other data than this configuration's; only runs on the same data compare"
             )
         results.append(_measure(run_config, config.evaluate, folder, file, imported, name, data))
     metrics = _metrics(config, results, data)
