@@ -19,13 +19,17 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from distcam_jax.models import create_model
+from distcam_jax.models.convolution import compiler_options
 from distcam_jax.models.pretrained import load_torch_weights
 from distcam_jax.models.weight_names import path_of
 from tests import golden_weights as golden
 
 TOLERANCE = 1e-4
 FOLDER = Path(__file__).parent / "golden"
-COMPILER = {"xla_backend_optimization_level": 0}  # each network runs once: compiling is what takes time
+COMPILER = {
+    **compiler_options(),
+    "xla_backend_optimization_level": 0,
+}  # each network runs once: compiling is what takes time
 
 
 def golden_values(name):

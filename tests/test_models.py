@@ -209,9 +209,12 @@ def test_basic_block_follows_its_key():
         ({"blocks": (1, 1, 1, 1)}, "resnet18 has no option 'blocks'; choose one of stem"),
         ({"stem": "big"}, "unknown stem 'big'; choose one of imagenet, stride2, small"),
         ({"last_stride": 3}, "last_stride must be 1 or 2, got 3"),
-        ({"width": 0}, "width and num_classes must be at least 1, got 0 and 2"),
-        ({"num_classes": 0}, "width and num_classes must be at least 1, got 64 and 0"),
-        ({"dtype": "int8"}, "dtype must be a floating type such as float32 or bfloat16, got int8"),
+        ({"width": 0}, "width: want a positive integer, got 0"),
+        ({"num_classes": 0}, "num_classes: want a positive integer, got 0"),
+        ({"width": 8.0}, "width: want a positive integer, got 8.0"),
+        ({"dtype": "int8"}, "dtype must be float32, bfloat16 or float16, got int8"),
+        ({"dtype": "float64"}, "dtype must be float32, bfloat16 or float16, got float64"),
+        ({"dtype": None}, "dtype must be float32, bfloat16 or float16, got None"),
     ],
 )
 def test_create_model_lists_what_may_be_chosen(arguments, message):

@@ -215,7 +215,7 @@ def test_resnet12_in_training_asks_for_a_key():
         ({"drop_rate": -0.1}, r"drop_rate: want a share in \[0, 1\), got -0\.1"),
         ({"last_stride": 3}, "last_stride must be 1 or 2, got 3"),
         ({"num_classes": 0}, "num_classes"),
-        ({"dtype": "int8"}, "dtype must be a floating type"),
+        ({"dtype": "int8"}, "dtype must be float32, bfloat16 or float16"),
         ({"head": "softmax"}, "unknown head 'softmax'"),
     ],
 )

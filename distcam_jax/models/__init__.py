@@ -33,7 +33,7 @@ def create_model(name: str, *, num_classes: int, rngs: nnx.Rngs, head: str = "li
     Returns:
         A module in training mode (`model.eval()` makes it use its running statistics and leave them alone);
         `model(images)` gives the head's output and a dict with "pre_pool" `[b, h', w', k]` (feature maps after the last
-        ReLU) and "embedding" `[b, k]` (their global average pool).
+        ReLU, or before it where a DenseNet's `pre_pool` says so) and "embedding" `[b, k]` (their global average pool).
 
     Raises:
         ValueError: on an unknown name, head or option, or a value that an option cannot have.

@@ -5,11 +5,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from distcam_jax.cam import global_average_pool
+from distcam_jax.checks import check_positive_integers
 from distcam_jax.models.layers import BatchNorm, Conv
 from distcam_jax.models.pooling import max_pool
 
 # name: kernel size, stride, whether a 3 x 3 max-pool at stride 2 follows
 STEMS = {"imagenet": (7, 2, True), "stride2": (3, 2, False), "small": (3, 1, False)}
+
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def stem_of(name: str) -> tuple[int, int, bool]:
@@ -21,14 +24,12 @@ def stem_of(name: str) -> tuple[int, int, bool]:
 
 def check_options(*, num_classes: int, width: int, last_stride: int, dtype) -> jnp.dtype:
     """Refuses values that the common options cannot have, and gives the dtype."""
-    if width < 1 or num_classes < 1:
-        raise ValueError(f"width and num_classes must be at least 1, got {width} and {num_classes}")
+    check_positive_integers(width=width, num_classes=num_classes)
     if last_stride not in (1, 2):
         raise ValueError(f"last_stride must be 1 or 2, got {last_stride}")
-    dtype = jnp.dtype(dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype must be a floating type such as float32 or bfloat16, got {dtype}")
-    return dtype
+    if not any(dtype == one or dtype == jnp.dtype(one).name for one in DTYPES):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+    return jnp.dtype(dtype)
 
 
 class Backbone(nnx.Module):

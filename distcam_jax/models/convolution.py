@@ -17,25 +17,28 @@ _CPU_OPTIONS = {
 }
 
 
-@functools.cache
 def compiler_options() -> dict[str, str]:
     """What `jax.jit(..., compiler_options=...)` should be given for a network.
 
     Returns:
-        Options of the CPU compiler where that is the default backend and knows them; nothing elsewhere.
+        Options of the CPU compiler where that is the default backend and knows them; nothing elsewhere. JAX takes
+        them for an outermost `jax.jit` only.
 
     Examples:
         >>> double = jax.jit(lambda x: 2 * x, compiler_options=compiler_options())
         >>> float(double(1.5))
         3.0
     """
-    if jax.default_backend() != "cpu":
-        return {}
+    return dict(_CPU_OPTIONS) if jax.default_backend() == "cpu" and _options_are_known() else {}
+
+
+@functools.cache
+def _options_are_known() -> bool:
     try:
         jax.jit(lambda: jnp.zeros(()), compiler_options=_CPU_OPTIONS).lower().compile()
     except jax.errors.JaxRuntimeError:  # the options are experimental; without them all is slower but right
-        return {}
-    return _CPU_OPTIONS
+        return False
+    return True
 
 
 def convolve(x: Float[Array, "b h w i"], kernel: Float[Array, "s s i o"], stride: int = 1) -> Float[Array, "b h2 w2 o"]:

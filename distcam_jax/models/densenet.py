@@ -72,7 +72,8 @@ class DenseNet(Backbone):
         remat: whether each dense layer is computed again for its gradient instead of kept, so that memory grows with
             the depth and not with its square (Pleiss et al., 2017).
         pre_pool: which maps `features` holds: "relu", after the last ReLU, or "norm", before it, which the first public
-            code of CAM hooked. The head sees the pooled maps after the ReLU either way.
+            code of CAM hooked. The head sees the pooled maps after the ReLU either way, so with "norm" and head="none"
+            the output is not `features["embedding"]`.
 
     Raises:
         ValueError: on a value that an option cannot have.
@@ -127,21 +128,21 @@ class DenseNet(Backbone):
         self, images: Float[Array, "b h w 3"], *, key: Array | None = None
     ) -> tuple[Float[Array, "b _"], dict[str, Array]]:
         """As every backbone; see the option `pre_pool`."""
-        del key  # nothing is random here
         self.check_images(images)
-        normalized = self._normalized(images)
-        after = nnx.relu(normalized)
-        maps = after if self.pre_pool == "relu" else normalized
+        maps = self.feature_maps(images, key)
         embedding = global_average_pool(maps)
-        pooled = embedding if self.pre_pool == "relu" else global_average_pool(after)
+        pooled = embedding if self.pre_pool == "relu" else global_average_pool(nnx.relu(maps))
         return self.head(pooled), {"pre_pool": maps, "embedding": embedding}
 
-    def _normalized(self, images):
+    def feature_maps(self, images: Float[Array, "b h w 3"], key: Array | None = None) -> Float[Array, "b h2 w2 k"]:
+        """The maps after or before the last ReLU, as `pre_pool` says, of images that were checked."""
+        del key  # nothing is random here
         x = self.stem(images, self.conv0, self.norm0)
         for block, transition in zip(self.blocks, self.transitions, strict=False):
             x = transition(*self._dense(block, x))
         maps, statistics = self._dense(self.blocks[-1], x)
-        return self.norm5(jnp.concatenate(maps, -1), _joined(statistics))
+        x = self.norm5(jnp.concatenate(maps, -1), _joined(statistics))
+        return nnx.relu(x) if self.pre_pool == "relu" else x
 
     def _dense(self, block, x):
         """All maps of a block and, in training, the moments of each."""

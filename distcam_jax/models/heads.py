@@ -91,7 +91,7 @@ class BatchNormNeckHead(nnx.Module):
 
     def __init__(self, embedding_size: int, num_classes: int, *, rngs: nnx.Rngs):
         self.norm = BatchNorm(embedding_size, dtype=jnp.float32)
-        self.norm.bias = nnx.BatchStat(jnp.zeros(embedding_size))  # pyrefly: ignore[bad-assignment]
+        self.norm.bias = nnx.BatchStat(jnp.zeros(embedding_size, jnp.float32))  # pyrefly: ignore[bad-assignment]
         init = nnx.initializers.normal(0.001)
         self.linear = nnx.Linear(embedding_size, num_classes, use_bias=False, kernel_init=init, rngs=rngs)
 
@@ -162,7 +162,8 @@ def class_weights(model: nnx.Module) -> Float[Array, "c k"] | None:
 
     Those of the linear layer; of a batch-norm neck, whose classifier sees `scale · (x - mean) / sqrt(var + eps)`, the
     classifier's weights times `scale / sqrt(var + eps)` with the running statistics, so that Eq. 2 gives the class
-    scores of evaluation up to a constant a class. The constant, which the mean leaves, belongs to no channel.
+    scores of evaluation up to a constant a class. The constant, which the mean leaves, belongs to no channel. (The maps
+    of a DenseNet with pre_pool="norm" are those before the ReLU that its head sees: Eq. 2 does not hold for them.)
 
     Args:
         model: a model of `distcam_jax.models`.

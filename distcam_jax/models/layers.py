@@ -1,7 +1,7 @@
 """Convolution and batch normalisation with torch's arithmetic, channels last.
 
-Published weights come from torch, so what a layer does to the border, to its running statistics and to its first values
-is torch's; where flax's own layers differ, the layer here says so.
+Published weights come from torch, so what a layer does to the border and to its running statistics is torch's; where
+flax's own layers differ, the layer here says so.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Conv(nnx.Module):
 
 @jax.custom_vjp
 def moments(x: Float[Array, "*b k"]) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
-    """Mean and biased variance of every channel, in float32.
+    """Mean and biased variance of every channel, in float32; differentiable in reverse mode.
 
     Args:
         x: maps or embeddings `[..., k]`.
@@ -90,15 +90,15 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, dtype, zero: bool = False):
-        self.scale = nnx.Param(jnp.zeros(features) if zero else jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
+        self.scale = nnx.Param(jnp.zeros(features, jnp.float32) if zero else jnp.ones(features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
         self.use_running_average = False
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*b k"], batch_moments=None) -> Float[Array, "*b k"]:
-        """The normalised maps in the layer's dtype."""
+        """The normalised maps in the layer's dtype; `batch_moments` are those of x where they are known already."""
         if self.use_running_average:
             mean, var = self.mean.get_value(), self.var.get_value()
         else:

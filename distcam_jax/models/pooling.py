@@ -14,6 +14,8 @@ from jaxtyping import Array, Float
 def max_pool(x: Float[Array, "b h w k"]) -> Float[Array, "b h2 w2 k"]:
     """The largest of every 3 x 3 window at stride 2, with a border of minus infinity one pixel wide.
 
+    It can be differentiated in reverse mode only.
+
     Args:
         x: feature maps `[b, h, w, k]`.
 

@@ -65,8 +65,8 @@ def load_torch_weights(model: nnx.Module, path_or_hub_id: str | os.PathLike, *, 
 
     Raises:
         ValueError: for an unknown `head`, a model without a linear layer to load into, a file that is broken or of
-            another kind, a missing package, and for a file that does not fit the model: then every name that only one
-            of both has, every shape that differs and every tensor with NaN or infinite numbers is listed.
+            another kind, a missing package, and for a file that does not fit the model: then names that only one of
+            both has, shapes that differ and tensors with NaN or infinite numbers are counted and listed, eight of each.
         FileNotFoundError: when there is no such file.
         OSError: when a file cannot be read or downloaded.
 
