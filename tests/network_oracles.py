@@ -58,6 +58,11 @@ def filled(make):
     return nnx.merge(graph, jax.tree.map_with_path(lambda path, leaf: _numbers(path, leaf, random), state))
 
 
+@nnx.jit
+def run(model, images, key=None):
+    return model(images, key=key)
+
+
 def images_of(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
@@ -65,3 +70,12 @@ def images_of(*shape, seed=0):
 def size_of(model, kind):
     """Numbers in all variables of a kind."""
     return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, kind)))
+
+
+def assert_keeps_float32_where_it_counts(model, images, key=None):
+    """Maps of a bfloat16 model in bfloat16, but embedding, output and every variable in float32; gives the features."""
+    output, features = run(model, images, key)
+    assert features["pre_pool"].dtype == jnp.bfloat16
+    assert features["embedding"].dtype == output.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+    return features

@@ -9,17 +9,12 @@ from jax import numpy as jnp
 from distcam_jax.models import create_model
 from distcam_jax.models.convolution import compiler_options
 from distcam_jax.models.densenet import DenseNet
-from tests.network_oracles import filled, images_of
+from tests.network_oracles import assert_keeps_float32_where_it_counts, filled, images_of, run
 
 
 def small_model(blocks=(2, 1, 1, 2), **options):
     options = {"num_classes": 3, "width": 4, "stem": "small", **options}
     return filled(lambda: DenseNet(blocks, rngs=nnx.Rngs(0), **options))
-
-
-@nnx.jit
-def run(model, images):
-    return model(images)
 
 
 @pytest.mark.parametrize(
@@ -58,11 +53,7 @@ def test_densenet_pre_pool_before_the_relu_leaves_the_output_alone():
 
 
 def test_densenet_in_bfloat16_keeps_float32_where_it_counts():
-    model = small_model(dtype="bfloat16")
-    output, features = run(model, images_of(2, 16, 16, 3))
-    assert features["pre_pool"].dtype == jnp.bfloat16
-    assert features["embedding"].dtype == output.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+    assert_keeps_float32_where_it_counts(small_model(dtype="bfloat16"), images_of(2, 16, 16, 3))
 
 
 def compiled_gradients(remat):

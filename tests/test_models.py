@@ -10,11 +10,13 @@ from distcam_jax.models import MODELS, class_weights, create_model
 from distcam_jax.models.heads import create_head
 from distcam_jax.models.resnet import BasicBlock, ResNet
 from tests.network_oracles import (
+    assert_keeps_float32_where_it_counts,
     convolve_by_loop,
     filled,
     images_of,
     max_pool_by_loop,
     normalize_by_hand,
+    run,
     size_of,
 )
 
@@ -49,11 +51,6 @@ def small_model(**options):
     """One block a stage."""
     options = {"num_classes": 5, "width": 2, "stem": "small", **options}
     return filled(lambda: ResNet(BasicBlock, (1, 1, 1, 1), rngs=nnx.Rngs(0), **options))
-
-
-@nnx.jit
-def run(model, images):
-    return model(images)
 
 
 def abstract_model(name="resnet18", **options):
@@ -154,11 +151,7 @@ def test_resnet_statistics_move_in_training_only():
 
 
 def test_resnet_in_bfloat16_keeps_float32_where_it_counts():
-    model = small_model(dtype="bfloat16")
-    output, features = run(model, images_of(2, 8, 16, 3))
-    assert features["pre_pool"].dtype == jnp.bfloat16
-    assert features["embedding"].dtype == output.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+    features = assert_keeps_float32_where_it_counts(small_model(dtype="bfloat16"), images_of(2, 8, 16, 3))
     pooled = np.asarray(features["pre_pool"], np.float32).mean((1, 2))
     np.testing.assert_allclose(features["embedding"], pooled, rtol=1e-6)
 
@@ -170,7 +163,8 @@ def new_block(features_in, width, stride, key):
 
 def test_basic_block_without_downsampling_starts_as_the_identity():
     x = np.abs(images_of(1, 4, 4, 8))
-    np.testing.assert_array_equal(run(new_block(8, 8, 1, jax.random.key(0)), x), x)
+    applied = nnx.jit(BasicBlock.__call__)(new_block(8, 8, 1, jax.random.key(0)), x)
+    np.testing.assert_array_equal(applied, x)
 
 
 def test_basic_block_kernels_start_with_fan_out():

@@ -8,7 +8,15 @@ from jax import numpy as jnp
 
 from distcam_jax.models import class_weights, resnet12
 from distcam_jax.models.resnet12 import Block, ResNet12, drop_block
-from tests.network_oracles import convolve_by_loop, filled, images_of, normalize_by_hand, size_of
+from tests.network_oracles import (
+    assert_keeps_float32_where_it_counts,
+    convolve_by_loop,
+    filled,
+    images_of,
+    normalize_by_hand,
+    run,
+    size_of,
+)
 
 WIDTHS = (2, 3, 4, 5)
 
@@ -51,11 +59,6 @@ def resnet12_by_loop(model, images, last_stride):
 def small_model(**options):
     options = {"num_classes": 3, "widths": WIDTHS, **options}
     return filled(lambda: ResNet12(rngs=nnx.Rngs(0), **options))
-
-
-@nnx.jit
-def run(model, images, key=None):
-    return model(images, key=key)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +120,7 @@ def test_resnet12_kernels_start_with_fan_out_and_scales_with_one():
 
 def test_resnet12_in_bfloat16_keeps_float32_where_it_counts():
     model = small_model(dtype="bfloat16")
-    output, features = run(model, images_of(2, 16, 32, 3), jax.random.key(0))
-    assert features["pre_pool"].dtype == jnp.bfloat16
-    assert features["embedding"].dtype == output.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
+    assert_keeps_float32_where_it_counts(model, images_of(2, 16, 32, 3), jax.random.key(0))
 
 
 def gradients_of(model, images, key):

@@ -17,20 +17,20 @@ def run_script(home, **environment):
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, cwd=ROOT, env=environment | {"HOME": str(home)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "42"
+    return done.stdout.strip()
 
 
 def test_run_keeps_compiled_programs_in_the_users_cache(tmp_path):
-    run_script(tmp_path)
+    assert run_script(tmp_path) == "42"
     assert list((tmp_path / ".cache" / "distcam_jax" / "compiled").glob("jit_*"))
 
 
 def test_run_keeps_compiled_programs_where_the_environment_says(tmp_path):
-    run_script(tmp_path / "home", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "programs"))
+    assert run_script(tmp_path / "home", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "programs")) == "42"
     assert list((tmp_path / "programs").glob("jit_*"))
     assert not (tmp_path / "home").exists()
 
 
 def test_run_works_where_nothing_can_be_kept(tmp_path):
     (tmp_path / ".cache").write_text("a file where the folder would be")
-    run_script(tmp_path)
+    assert run_script(tmp_path) == "42"

@@ -79,6 +79,14 @@ def class_maps(
     return {name: jax.vmap(weighted_channel_sum, (None, 1), 1)(features, value) for name, value in weights.items()}
 
 
+def _present_classes(prototypes: Prototypes) -> tuple[np.ndarray, np.ndarray]:
+    """The classes that have training samples `[p]`, and the position of each class among them `[c]`."""
+    present = np.flatnonzero(prototypes.counts)
+    position = np.zeros(len(prototypes.counts), np.int32)
+    position[present] = np.arange(len(present))
+    return present, position
+
+
 def network_maps(
     network: Network, prototypes: Prototypes, features, classes: np.ndarray, *, norm: str, eps: float
 ) -> dict[str, np.ndarray]:
@@ -95,9 +103,7 @@ def network_maps(
     Returns:
         Method to maps, in the order of `METHODS`.
     """
-    present = np.flatnonzero(prototypes.counts)
-    position = np.zeros(len(prototypes.counts), np.int32)
-    position[present] = np.arange(len(present))
+    present, position = _present_classes(prototypes)
     linear = None if network.class_weights is None else network.class_weights[present]
     maps = class_maps(features, position[classes], prototypes.prototypes[present], linear, norm=norm, eps=eps)
     return {name: np.asarray(maps[name]) for name in METHODS if name in maps}  # jit sorts a dict by name
@@ -179,9 +185,7 @@ def localize(
         ValueError: when an image has no box, or no image is left.
     """
     protocol = ilsvrc_protocol(network.config.input.image_size)
-    present = np.flatnonzero(prototypes.counts)
-    position = np.zeros(len(prototypes.counts), np.int32)
-    position[present] = np.arange(len(present))
+    present, position = _present_classes(prototypes)
     rows = []
     for batch in batches:
         real = np.flatnonzero(batch["mask"] & (prototypes.counts[batch["label"]] > 0))

@@ -1,5 +1,7 @@
 """What every backbone has in common: its contract, its options and its stem."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -9,14 +11,32 @@ from distcam_jax.checks import check_positive_integers
 from distcam_jax.models.layers import BatchNorm, Conv
 from distcam_jax.models.pooling import max_pool
 
-# name: kernel size, stride, whether a 3 x 3 max-pool at stride 2 follows
-STEMS = {"imagenet": (7, 2, True), "stride2": (3, 2, False), "small": (3, 1, False)}
 
+class Stem(NamedTuple):
+    """How a network starts.
+
+    Attributes:
+        size: of the kernel.
+        stride: of the convolution.
+        pooled: whether a 3 x 3 max-pool at stride 2 follows.
+    """
+
+    size: int
+    stride: int
+    pooled: bool
+
+    @property
+    def total_stride(self) -> int:
+        """Input pixels a cell stands for, the max-pool included."""
+        return 2 * self.stride if self.pooled else self.stride
+
+
+STEMS = {"imagenet": Stem(7, 2, True), "stride2": Stem(3, 2, False), "small": Stem(3, 1, False)}
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
-def stem_of(name: str) -> tuple[int, int, bool]:
-    """Kernel size, stride and max-pool of a stem; a ValueError lists the names."""
+def stem_of(name: str) -> Stem:
+    """The stem of that name; a ValueError lists the names."""
     if name not in STEMS:
         raise ValueError(f"unknown stem {name!r}; choose one of {', '.join(STEMS)}")
     return STEMS[name]
@@ -39,6 +59,8 @@ class Backbone(nnx.Module):
         embedding_size: channels k of `features["pre_pool"]` and `features["embedding"]`.
         total_stride: input pixels a cell of the feature map stands for; the smallest image has this side.
         dtype: of the computation.
+        pooled_stem: whether the stem ends in a max-pool.
+        remat: whether blocks are computed again for their gradient instead of kept.
         head: from embeddings to outputs.
     """
 
@@ -46,6 +68,7 @@ class Backbone(nnx.Module):
     total_stride: int
     dtype: jnp.dtype
     pooled_stem: bool
+    remat: bool
     head: nnx.Module
 
     def __call__(
@@ -77,6 +100,10 @@ class Backbone(nnx.Module):
         """Convolution, normalisation, ReLU, and the max-pool where the stem has one."""
         x = nnx.relu(norm(conv(images)))
         return max_pool(x) if self.pooled_stem else x
+
+    def run_block(self, block: nnx.Module, *inputs) -> Array:
+        """A block's output; with `remat`, computed again for its gradient."""
+        return nnx.remat(type(block).__call__)(block, *inputs) if self.remat else block(*inputs)
 
     def check_images(self, images: Array) -> None:
         """Refuses images that the network cannot take, with a ValueError."""

@@ -34,7 +34,7 @@ class DenseLayer(nnx.Module):
 
     def __call__(self, maps: list[Array], statistics: list[tuple[Array, Array]]) -> Float[Array, "b h w k"]:
         """New feature maps from all maps before them and, in training, those maps' moments."""
-        x = nnx.relu(self.norm1(jnp.concatenate(maps, -1), _joined(statistics)))
+        x = nnx.relu(_normalize(self.norm1, maps, statistics))
         return self.conv2(nnx.relu(self.norm2(self.conv1(x))))
 
 
@@ -48,13 +48,14 @@ class Transition(nnx.Module):
 
     def __call__(self, maps: list[Array], statistics: list[tuple[Array, Array]]) -> Float[Array, "b h2 w2 k"]:
         """Fewer and, at stride 2, smaller feature maps."""
-        x = nnx.relu(self.norm(jnp.concatenate(maps, -1), _joined(statistics)))
+        x = nnx.relu(_normalize(self.norm, maps, statistics))
         return self.conv(average_pool(x) if self.stride == 2 else x)
 
 
-def _joined(statistics):
-    means, variances = zip(*statistics, strict=True) if statistics else ((), ())
-    return (jnp.concatenate(means), jnp.concatenate(variances)) if statistics else None
+def _normalize(norm, maps, statistics):
+    """All maps side by side, normalised by their moments where these are known."""
+    joined = tuple(map(jnp.concatenate, zip(*statistics, strict=True))) if statistics else None
+    return norm(jnp.concatenate(maps, -1), joined)
 
 
 class DenseNet(Backbone):
@@ -103,11 +104,11 @@ class DenseNet(Backbone):
             raise ValueError(f"width must be even for a DenseNet, whose layers add half as many channels, got {width}")
         if pre_pool not in PRE_POOL:
             raise ValueError(f"unknown pre_pool {pre_pool!r}; choose one of {', '.join(PRE_POOL)}")
-        size, stem_stride, self.pooled_stem = stem_of(stem)
-        self.remat, self.pre_pool = remat, pre_pool
+        start = stem_of(stem)
+        self.pooled_stem, self.remat, self.pre_pool = start.pooled, remat, pre_pool
         growth, features = width // 2, width
         options = {"dtype": self.dtype, "rngs": rngs}
-        self.conv0 = _conv(3, width, size, stem_stride, **options)
+        self.conv0 = _conv(3, width, start.size, start.stride, **options)
         self.norm0 = BatchNorm(width, dtype=self.dtype)
         self.blocks, self.transitions = nnx.List([]), nnx.List([])
         for index, count in enumerate(blocks):
@@ -121,7 +122,7 @@ class DenseNet(Backbone):
                 features //= 2
         self.norm5 = BatchNorm(features, dtype=self.dtype)
         self.embedding_size = features
-        self.total_stride = stem_stride * (2 if self.pooled_stem else 1) * 4 * last_stride
+        self.total_stride = start.total_stride * 4 * last_stride
         self.head = create_head(head, features, num_classes, rngs=rngs)
 
     def __call__(
@@ -140,17 +141,15 @@ class DenseNet(Backbone):
         x = self.stem(images, self.conv0, self.norm0)
         for block, transition in zip(self.blocks, self.transitions, strict=False):
             x = transition(*self._dense(block, x))
-        maps, statistics = self._dense(self.blocks[-1], x)
-        x = self.norm5(jnp.concatenate(maps, -1), _joined(statistics))
+        x = _normalize(self.norm5, *self._dense(self.blocks[-1], x))
         return nnx.relu(x) if self.pre_pool == "relu" else x
 
     def _dense(self, block, x):
         """All maps of a block and, in training, the moments of each."""
-        call = nnx.remat(DenseLayer.__call__) if self.remat else DenseLayer.__call__
         training = not self.norm5.use_running_average
         maps, statistics = [x], [moments(x)] if training else []
         for layer in block:
-            maps.append(call(layer, maps, statistics))
+            maps.append(self.run_block(layer, maps, statistics))
             if training:
                 statistics.append(moments(maps[-1]))
         return maps, statistics

@@ -13,8 +13,6 @@ from distcam_jax.checks import check_positive_integers
 from distcam_jax.losses import l1_distances
 from distcam_jax.models.layers import VARIANCE_EPSILON, BatchNorm
 
-HEADS = ("linear", "proxy", "cosine", "batch_norm_neck", "none")
-
 _SHORTEST = 1e-12  # a vector whose norm is no larger counts as zero; its square still is a normal float32
 
 
@@ -121,6 +119,7 @@ class NoHead(nnx.Module):
 
 
 _CLASSES = {"linear": LinearHead, "proxy": ProxyHead, "cosine": CosineHead, "batch_norm_neck": BatchNormNeckHead}
+HEADS = (*_CLASSES, "none")
 
 
 def create_head(name: str, embedding_size: int, num_classes: int, *, rngs: nnx.Rngs) -> nnx.Module:

@@ -110,10 +110,10 @@ class ResNet(Backbone):
         remat: bool = False,
     ):
         self.dtype = check_options(num_classes=num_classes, width=width, last_stride=last_stride, dtype=dtype)
-        size, stem_stride, self.pooled_stem = stem_of(stem)
-        self.remat = remat
+        start = stem_of(stem)
+        self.pooled_stem, self.remat = start.pooled, remat
         options = {"dtype": self.dtype, "rngs": rngs}
-        self.conv1 = _conv(3, width, size, stem_stride, **options)
+        self.conv1 = _conv(3, width, start.size, start.stride, **options)
         self.bn1 = BatchNorm(width, dtype=self.dtype)
         self.stages = nnx.List([])
         features_in = width
@@ -124,7 +124,7 @@ class ResNet(Backbone):
                 features_in = width * 2**index * block.expansion
             self.stages.append(nnx.List(stage))
         self.embedding_size = features_in
-        self.total_stride = stem_stride * (2 if self.pooled_stem else 1) * 4 * last_stride
+        self.total_stride = start.total_stride * 4 * last_stride
         self.head = create_head(head, features_in, num_classes, rngs=rngs)
 
     def feature_maps(self, images: Float[Array, "b h w 3"], key: Array | None = None) -> Float[Array, "b h2 w2 k"]:
@@ -133,7 +133,7 @@ class ResNet(Backbone):
         x = self.stem(images, self.conv1, self.bn1)
         for stage in self.stages:
             for block in stage:
-                x = nnx.remat(type(block).__call__)(block, x) if self.remat else block(x)
+                x = self.run_block(block, x)
         return x
 
 

@@ -197,7 +197,7 @@ class ResNet12(Backbone):
             )
         x = images
         for index, block in enumerate(self.stages):
-            x = nnx.remat(Block.__call__)(block, x) if self.remat else block(x)
+            x = self.run_block(block, x)
             if key is not None and index in DROPPED_BLOCKS:
                 x = drop_block(jax.random.fold_in(key, index), x, rate=self.drop_rate)
         return x
