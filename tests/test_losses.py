@@ -6,9 +6,9 @@ import pytest
 from jax import numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distcam_jax import losses
 from distcam_jax.losses import (
     class_mean_logits,
+    distances,
     l1_distances,
     prototype_logits,
     softmax_cross_entropy,
@@ -43,7 +43,7 @@ def normal(seed, *shape):
 
 @pytest.mark.parametrize("block_elements", [1, 60, 2**22])  # one prototype at a time, three with one left over, all
 def test_l1_distances_match_loop(block_elements, monkeypatch):
-    monkeypatch.setattr(losses, "_MAX_BLOCK_ELEMENTS", block_elements)
+    monkeypatch.setattr(distances, "_MAX_BLOCK_ELEMENTS", block_elements)
     embeddings, prototypes = normal(0, 4, 5), normal(1, 7, 5)
     found = l1_distances(embeddings, prototypes)
     assert found.dtype == jnp.float32

@@ -10,10 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from distcam_jax.checks import check_positive_integers
-from distcam_jax.losses import l1_distances
+from distcam_jax.losses import cosine_similarities, l1_distances
 from distcam_jax.models.layers import VARIANCE_EPSILON, BatchNorm
-
-_SHORTEST = 1e-12  # a vector whose norm is no larger counts as zero; its square still is a normal float32
 
 
 class LinearHead(nnx.Module):
@@ -64,16 +62,7 @@ class CosineHead(nnx.Module):
 
     def __call__(self, embedding: Float[Array, "b k"]) -> Float[Array, "b c"]:
         """Similarities in [-1, 1]; 0, with gradients of 0, for an embedding or a weight of zeros."""
-        directions = _directions(self.kernel.get_value(), 0)
-        cosines = jnp.matmul(_directions(embedding, 1), directions, precision=jax.lax.Precision.HIGHEST)
-        return jnp.clip(cosines, -1.0, 1.0)  # rounding may pass 1, where the arc cosine is NaN
-
-
-def _directions(vectors, axis):
-    """Vectors of length 1; those of zeros stay zeros, without a gradient."""
-    squared = jnp.sum(jnp.square(vectors), axis, keepdims=True)
-    valid = squared > _SHORTEST**2
-    return jnp.where(valid, vectors * jax.lax.rsqrt(jnp.where(valid, squared, 1.0)), 0.0)
+        return cosine_similarities(embedding, self.kernel.get_value().T)
 
 
 class BatchNormNeckHead(nnx.Module):

@@ -1,13 +1,8 @@
-"""Training losses: arrays in, a scalar (the mean over the batch) out.
+"""Softmax over negative L1 distances to class prototypes, Dist-CAM's own objective.
 
-The main metric objective is a softmax over negative L1 distances to class prototypes, because the nearest prototype in
-L1 is the decision that Dist-CAM explains (Eq. 4 summed over the channels). The prototypes it is trained against are
-running class means: with freely learned proxies a network may score well by its proxies and much worse by the class
-means of Eq. 7, which are all that is left at test time.
-
-Computation and results are float32 whatever floating type comes in; float64 stays where JAX's 64-bit mode is on. Shapes
-and types are checked; values inside `jit` cannot be. Under `jit` with a batch sharded over devices, the sums below run
-over the global batch.
+The nearest prototype in L1 is the decision that Dist-CAM explains (Eq. 4 summed over the channels). The prototypes that
+a network is trained against are running class means: with freely learned proxies it may score well by its proxies and
+much worse by the class means of Eq. 7, which are all that is left at test time.
 """
 
 import jax
@@ -17,40 +12,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from distcam_jax.checks import integer_labels, working_arrays
+from distcam_jax.losses.distances import absolute, l1_distances
 
-_MAX_BLOCK_ELEMENTS = 2**22  # of the [classes, b, k] differences held at once
 _RULED_OUT = -1e9  # the score of a class without samples; finite, so that no gradient is NaN
-
-
-def l1_distances(
-    embeddings: Float[Array | np.ndarray, "b k"], prototypes: Float[Array | np.ndarray, "c k"]
-) -> Float[Array, "b c"]:
-    """L1 distances `sum_k |embeddings_k - prototypes_k|`, with gradients that need no `[b, c, k]` array.
-
-    Args:
-        embeddings: pooled features `[b, k]`.
-        prototypes: class prototypes `[c, k]`.
-
-    Returns:
-        Distances `[b, c]`, in the embeddings' unit.
-
-    Raises:
-        ValueError: when the channel counts differ, or a rank or type does not fit.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> l1_distances(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 0.0], [1.0, 4.0]])).tolist()
-        [[3.0, 2.0]]
-    """
-    embeddings, prototypes = working_arrays(embeddings=(embeddings, "b k"), prototypes=(prototypes, "c k"))
-
-    # The backward pass computes the differences again instead of keeping them.
-    @jax.checkpoint
-    def to_one(prototype):
-        return jnp.sum(_absolute(embeddings - prototype), axis=-1)
-
-    block = max(1, min(prototypes.shape[0], _MAX_BLOCK_ELEMENTS // max(1, embeddings.size)))
-    return jax.lax.map(to_one, prototypes, batch_size=block).T
 
 
 def softmax_cross_entropy(
@@ -223,13 +187,9 @@ def class_mean_logits(
     moving = means + (batch_means - jax.lax.stop_gradient(batch_means))  # adds zero, but for the gradient
     # One-hot rows pick the own mean; unlike indexing, they also split over devices.
     own_means = jnp.matmul(own, means, precision=jax.lax.Precision.HIGHEST)
-    to_own = jnp.sum(_absolute(embeddings - own_means), axis=-1, keepdims=True)
+    to_own = jnp.sum(absolute(embeddings - own_means), axis=-1, keepdims=True)
     distances = jnp.where(own > 0, to_own, l1_distances(embeddings, moving))
     return _scores(distances, counts, scale, relative)
-
-
-def _absolute(x) -> jax.Array:
-    return x * jnp.sign(x)  # its derivative at zero is zero, where that of `jnp.abs` may be one
 
 
 def _scores(distances, counts, scale, relative) -> jax.Array:
