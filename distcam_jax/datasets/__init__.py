@@ -6,24 +6,32 @@ Every data set is a tensorflow-datasets builder that writes ArrayRecord files; T
 |---|---|---|
 | `digits` | one handwritten digit among clutter, 64 × 64, exact boxes | scikit-learn's digits, drawn on first use |
 | `tiny_imagenet` | photographs, 64 × 64, 200 classes or a choice, one box each | the official archive: `manual_dir` |
+| `ilsvrc2012` | photographs, 1,000 classes, boxes for validation and part of train | the official files: `manual_dir` |
+| `imagenet2012` | the same photographs, without boxes | tensorflow-datasets' own preparation: `data_dir` |
 """
 
 import dataclasses
 import operator
 import os
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from distcam_jax.datasets import _builders
+from distcam_jax.datasets import _builders, _tfds_imagenet
 from distcam_jax.datasets.digits import Digits
+from distcam_jax.datasets.ilsvrc2012 import Ilsvrc2012
 from distcam_jax.datasets.tiny_imagenet import TinyImagenet
 
 __all__ = ["DATASETS", "Dataset", "load_dataset"]
 
-DATASETS: dict[str, type[_builders.LocalBuilder]] = {"digits": Digits, "tiny_imagenet": TinyImagenet}
+DATASETS: dict[str, type[_builders.LocalBuilder]] = {
+    "digits": Digits,
+    "tiny_imagenet": TinyImagenet,
+    "ilsvrc2012": Ilsvrc2012,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +45,9 @@ class Dataset:
         [m, 4]: x0, y0, x1, y1 in pixels, exclusive end), `file_name` (str), and what the data set adds.
       class_names: what a reader calls the classes, in the order of the labels.
       class_ids: what the data set calls them.
+      blacklist_known: whether an example's `blacklisted` tells anything. The list is one of validation images whose
+        annotation is bad, given to `ilsvrc2012` when it was prepared; figures without these images can be told beside
+        those of all.
     """
 
     name: str
@@ -44,6 +55,7 @@ class Dataset:
     source: Sequence[dict[str, Any]]
     class_names: tuple[str, ...]
     class_ids: tuple[str, ...]
+    blacklist_known: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -66,18 +78,21 @@ def load_dataset(
     Processes that share `data_dir` prepare the data once, the others wait.
 
     Args:
-      name: one of `DATASETS`.
+      name: one of `DATASETS`, or `imagenet2012` where tensorflow-datasets itself prepared it in `data_dir`, as
+        ArrayRecord files.
       split: `train`, `validation` or, for `digits`, `test`; also slices and sums, such as `train[:90%]` and
         `train[90%:]`: the examples are stored in a random order that is always the same.
       data_dir: folder of prepared data. Default: the environment variable DISTCAM_DATA_DIR, else ~/.cache/distcam_jax.
       manual_dir: where the files are that you downloaded: `tiny_imagenet` takes the official archive, the folder
-        unpacked from it, or a folder that holds one of the two.
+        unpacked from it, or a folder that holds one of the two; `ilsvrc2012` takes the folder of the official files,
+        see `distcam_jax.datasets.ilsvrc2012` for their names and the room that is needed.
       **options: of the data set: `seed`, `train_size`, `validation_size` and `test_size` for `digits`; `classes` for
         `tiny_imagenet`.
 
     Raises:
       ValueError: unknown name, split or option, or a file with wrong content.
       FileNotFoundError: `manual_dir` lacks the files to prepare the data from.
+      OSError: the prepared data would not fit on the disk.
 
     Examples:
       >>> import tempfile
@@ -90,24 +105,43 @@ def load_dataset(
       >>> example["image"][:4], example["boxes"].shape
       (b'\x89PNG', (1, 4))
     """
+    data_dir = os.path.expanduser(data_dir or os.environ.get("DISTCAM_DATA_DIR") or "~/.cache/distcam_jax")
+    if name == _tfds_imagenet.NAME:
+        _check_options(options, [])
+        _check_split(split, _tfds_imagenet.SPLITS)
+        return _open_tfds_imagenet(split, pathlib.Path(data_dir))
     if name not in DATASETS:
-        raise ValueError(f"name: got {name!r}, want one of {', '.join(DATASETS)}")
+        raise ValueError(f"name: got {name!r}, want one of {', '.join([*DATASETS, _tfds_imagenet.NAME])}")
     builder_class = DATASETS[name]
     _check_split(split, builder_class.SPLITS)
     config = _make_config(builder_class, options)
-    data_dir = os.path.expanduser(data_dir or os.environ.get("DISTCAM_DATA_DIR") or "~/.cache/distcam_jax")
     builder = _builders.prepare(builder_class, config, data_dir=data_dir, manual_dir=manual_dir)
-    if not builder.info.splits[split].num_examples:
-        sizes = ", ".join(f"{key} has {value.num_examples}" for key, value in builder.info.splits.items())
-        raise ValueError(f"split: got {split!r}, which holds no examples ({sizes})")
-    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    source = _open_split(builder, split)
     return Dataset(
         name=name,
         split=split,
         source=_Examples(source),
         class_names=tuple(builder.info.metadata["class_names"]),
         class_ids=tuple(builder.info.features["label"].names),
+        blacklist_known=bool(builder.info.metadata.get("blacklist_known", False)),
     )
+
+
+def _open_tfds_imagenet(split: str, data_dir: pathlib.Path) -> Dataset:
+    """One split of `imagenet2012` as tensorflow-datasets prepared it."""
+    builder = _tfds_imagenet.open_builder(data_dir)
+    _check_split(split, tuple(name for name in _tfds_imagenet.SPLITS if name in builder.info.splits))
+    class_ids, label_order = _tfds_imagenet.sorted_ids(builder)
+    source = _tfds_imagenet.Unboxed(_open_split(builder, split), label_order)
+    return Dataset(_tfds_imagenet.NAME, split, _Examples(source), class_names=class_ids, class_ids=class_ids)
+
+
+def _open_split(builder: tfds.core.DatasetBuilder, split: str) -> Any:
+    """The records of a split, which must hold some."""
+    if not builder.info.splits[split].num_examples:
+        sizes = ", ".join(f"{key} has {value.num_examples}" for key, value in builder.info.splits.items())
+        raise ValueError(f"split: got {split!r}, which holds no examples ({sizes})")
+    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
 
 class _Examples(Sequence):
@@ -149,7 +183,12 @@ def _make_config(builder_class: type[_builders.LocalBuilder], options: dict[str,
     config_class = type(builder_class.BUILDER_CONFIGS[0])
     common = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
     valid = [field.name for field in dataclasses.fields(config_class) if field.name not in common]
+    _check_options(options, valid)
+    return config_class(**options)
+
+
+def _check_options(options: dict[str, Any], valid: list[str]) -> None:
+    """Refuses an option that the data set does not have."""
     for option in options:
         if option not in valid:
-            raise ValueError(f"options: got {option!r}, want some of {', '.join(valid)}")
-    return config_class(**options)
+            raise ValueError(f"options: got {option!r}, want {'some of ' + ', '.join(valid) if valid else 'none'}")

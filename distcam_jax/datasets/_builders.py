@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from distcam_jax.datasets import _shuffle
+
 
 class _LocalInfo(tfds.core.DatasetInfo):
     """A `DatasetInfo` that never asks the network for figures computed elsewhere."""
@@ -89,9 +91,9 @@ def _build(builder: LocalBuilder, manual_dir: str | os.PathLike[str] | None) -> 
     for leftover in [builder.data_path, *builder.data_path.parent.glob("incomplete.*")]:
         if leftover.exists():
             leftover.rmtree()
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
-    )
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+    with _shuffle.plain_files():
+        builder.download_and_prepare(download_config=config)
 
 
 def _check_files(builder: LocalBuilder) -> None:
