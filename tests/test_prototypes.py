@@ -7,9 +7,8 @@ from flax import nnx
 from jax import numpy as jnp
 from safetensors.numpy import save_file
 
-from distcam_jax import prototypes as module
 from distcam_jax.models import create_model
-from distcam_jax.prototypes import Prototypes, compute_prototypes, hash_weights, load_prototypes
+from distcam_jax.prototypes import Prototypes, compute_prototypes, file, hash_weights, load_prototypes
 
 # ---- compute_prototypes
 
@@ -148,7 +147,7 @@ def save_as(path, arrays=None, **metadata):
     """A safetensors file of our format, but for what is asked."""
     good = some_prototypes()
     entries = {
-        "format": module._FORMAT,
+        "format": file._FORMAT,
         "class_names": '["a", "b"]',
         "preprocessing": "{}",
         "weights_hash": "00",
@@ -201,7 +200,7 @@ def test_save_that_fails_leaves_the_earlier_file(tmp_path, monkeypatch):
         target.write_bytes(b"half a fi")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(module, "save_file", half)
+    monkeypatch.setattr(file, "save_file", half)
     with pytest.raises(OSError, match="No space left"):
         some_prototypes(counts=np.array([1, 1])).save(path)
     assert load_prototypes(path).counts.tolist() == [4, 0]

@@ -1,16 +1,10 @@
-"""Class prototypes (Eq. 7) of a whole training set: computed in one streamed pass, kept in one portable file.
-
-The file is plain safetensors, so that whoever publishes a model can publish its prototypes and spare everybody the
-pass over the training images. It carries a hash of the weights it was made with; another model's file is refused.
-"""
+"""The prototypes file: plain safetensors, with what its prototypes belong to."""
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
@@ -150,77 +144,3 @@ def _read(path: Path) -> Prototypes:
 def _short(value) -> str:
     text = str(value)
     return text if len(text) <= 120 else f"{text[:120]}..."
-
-
-def hash_weights(state) -> str:
-    """SHA-256 of a network's parameters and statistics, its head left out: what the embedding depends on.
-
-    Args:
-        state: every parameter and statistic of the model: the `nnx.State` of `nnx.split`, or its nested dicts.
-
-    Returns:
-        64 hexadecimal digits. They depend on names, types, shapes and values, not on the order of the names.
-
-    Examples:
-        >>> one, other = ({"conv": {"kernel": np.ones(2)}, "head": {"kernel": np.full(2, x)}} for x in (0.0, 1.0))
-        >>> hash_weights(one) == hash_weights(other)
-        True
-        >>> hash_weights({"conv": {"kernel": np.zeros(2)}}) == hash_weights(one)
-        False
-    """
-    # flax marks the variable behind a leaf by ".value" at the end of its path; the hash is of the plain names.
-    leaves = {
-        jax.tree_util.keystr(path).removesuffix(".value"): leaf for path, leaf in jax.tree.leaves_with_path(state)
-    }
-    digest = hashlib.sha256()
-    for path in sorted(leaves):
-        if path.startswith("['head']"):
-            continue
-        array = np.asarray(jax.device_get(leaves[path]))
-        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def compute_prototypes(
-    embed: Callable[[np.ndarray], Float[np.ndarray, "b k"]],
-    batches: Iterable[dict[str, np.ndarray]],
-    num_classes: int,
-) -> tuple[Float[np.ndarray, "c k"], Int[np.ndarray, " c"]]:
-    """Mean embedding of every class over a stream of batches (Eq. 7); sums are kept in float64.
-
-    Args:
-        embed: images `[b, h, w, 3]` in [0, 1] to embeddings `[b, k]`.
-        batches: dicts with "image", "label" `[b]` and "mask" `[b]` (False marks padding).
-        num_classes: classes c, at least 1.
-
-    Returns:
-        Prototypes `[c, k]` in float32 and counts `[c]`; zero and 0 for a class without images.
-
-    Raises:
-        ValueError: when there is no image at all, a label is outside [0, c), or an embedding is not finite.
-
-    Examples:
-        >>> batch = {"image": np.ones((2, 1, 1, 3)), "label": np.array([1, 1]), "mask": np.array([True, False])}
-        >>> prototypes, counts = compute_prototypes(lambda images: images.sum((1, 2)), [batch], 2)
-        >>> prototypes.tolist(), counts.tolist()
-        ([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], [0, 1])
-    """
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    sums, counts = None, np.zeros(num_classes, np.int64)
-    for batch in batches:
-        mask = np.asarray(batch["mask"], bool)  # whole numbers would pick rows instead of masking them
-        embeddings = np.asarray(embed(batch["image"]), np.float64)[mask]
-        labels = np.asarray(batch["label"])[mask]
-        if ((labels < 0) | (labels >= num_classes)).any():
-            raise ValueError(f"labels must lie in [0, {num_classes}), got {labels.min()} to {labels.max()}")
-        if not np.isfinite(embeddings).all():
-            raise ValueError("an embedding is not finite; the network's weights or an image hold NaN or Inf")
-        if sums is None:
-            sums = np.zeros((num_classes, embeddings.shape[1]))
-        np.add.at(sums, labels, embeddings)
-        counts += np.bincount(labels, minlength=num_classes)
-    if sums is None or not counts.sum():
-        raise ValueError("prototypes need at least one training image, got none")
-    return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32), counts
