@@ -9,6 +9,7 @@ README.md has the figures.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config(objective: str = "metric") -> ml_collections.ConfigDict:
@@ -30,6 +31,7 @@ def get_config(objective: str = "metric") -> ml_collections.ConfigDict:
                 num_workers=0,
             ),
             batch=32,
+            accumulate=1,
             epochs=3.0,
             optimizer=dict(
                 name="adamw",
@@ -39,9 +41,22 @@ def get_config(objective: str = "metric") -> ml_collections.ConfigDict:
                 weight_decay=0.05,
                 label_smoothing=0.0,
             ),
-            metric=dict(prototypes="running_means", auxiliary=1.0, scale=1.0, memory=40.0),
+            metric=dict(
+                loss="prototypes",
+                prototypes="running_means",
+                auxiliary=1.0,
+                scale=1.0,
+                memory=40.0,
+                distance="l1",
+                margin=config_dict.placeholder(float),  # the loss's published one
+            ),
+            average=0.0,
+            sharding="replicated",
             log_every=10,
-            checkpoint=dict(every_steps=50, keep=2),
-            evaluate=dict(batch=100, norm="sum", eps=0.1, resamples=2000, cases=8),
+            profile=0,
+            checkpoint=dict(every_steps=50, keep=2, validation_images=200),
+            evaluate=dict(
+                batch=100, norm="sum", eps=0.1, resamples=2000, cases=8, checkpoint="latest", center_crop=False
+            ),
         )
     )

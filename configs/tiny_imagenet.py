@@ -11,6 +11,7 @@ docs/results/tiny_imagenet.md has commands, run times and figures.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 CORE20 = (
     "n01855672",
@@ -58,6 +59,7 @@ def get_config(argument: str = "metric") -> ml_collections.ConfigDict:
                 num_workers=0,
             ),
             batch=64,
+            accumulate=1,
             epochs=12.0,
             optimizer=dict(
                 name="adamw",
@@ -67,9 +69,22 @@ def get_config(argument: str = "metric") -> ml_collections.ConfigDict:
                 weight_decay=0.05,
                 label_smoothing=0.0,
             ),
-            metric=dict(prototypes="running_means", auxiliary=1.0, scale=1.0, memory=40.0),
+            metric=dict(
+                loss="prototypes",
+                prototypes="running_means",
+                auxiliary=1.0,
+                scale=1.0,
+                memory=40.0,
+                distance="l1",
+                margin=config_dict.placeholder(float),  # the loss's published one
+            ),
+            average=0.0,
+            sharding="replicated",
             log_every=20,
-            checkpoint=dict(every_steps=200, keep=2),
-            evaluate=dict(batch=100, norm="sum", eps=0.1, resamples=2000, cases=8),
+            profile=0,
+            checkpoint=dict(every_steps=200, keep=2, validation_images=200),
+            evaluate=dict(
+                batch=100, norm="sum", eps=0.1, resamples=2000, cases=8, checkpoint="latest", center_crop=False
+            ),
         )
     )

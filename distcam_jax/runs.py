@@ -16,19 +16,48 @@ def flatten(values: dict, prefix: str = "") -> dict:
     return flat
 
 
-_POSITIVE = ("batch", "epochs", "log_every", "checkpoint.every_steps", "input.image_size", "evaluate.batch")
+_POSITIVE = (
+    "batch",
+    "accumulate",
+    "epochs",
+    "log_every",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "input.image_size",
+    "evaluate.batch",
+)
+_NOT_NEGATIVE = ("profile", "checkpoint.validation_images")
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
-    """Refuses a configuration whose counts are not positive; a ValueError names the key."""
+    """Refuses a configuration that lacks a key or whose counts are out of range; a ValueError names the key."""
     values = flatten(config.to_dict())
+    for name in (*_POSITIVE, *_NOT_NEGATIVE, "average", "sharding", "evaluate.checkpoint", "evaluate.center_crop"):
+        if name not in values:
+            raise ValueError(f"the configuration has no key {name}; it was made for another version of this package")
     for name in _POSITIVE:
         if not values[name] > 0:
             raise ValueError(f"config.{name} must be positive, got {values[name]}")
+    for name in _NOT_NEGATIVE:
+        if values[name] < 0:
+            raise ValueError(f"config.{name} must be 0 or more, got {values[name]}")
+    if not 0 <= values["average"] < 1:
+        raise ValueError(f"config.average must lie in [0, 1), got {values['average']}")
+    if values["evaluate.checkpoint"] not in ("latest", "best"):
+        raise ValueError(f"config.evaluate.checkpoint must be latest or best, got {values['evaluate.checkpoint']!r}")
 
 
 # What may differ between runs that share a folder: none of it changes what the run computes.
-_FREE_KEYS = ("checkpoint", "log_every", "evaluate", "data.data_dir", "data.manual_dir", "input.num_workers")
+_FREE_KEYS = (
+    "checkpoint",
+    "log_every",
+    "profile",
+    "sharding",
+    "evaluate",
+    "data.data_dir",
+    "data.manual_dir",
+    "input.num_workers",
+)
 
 
 def check_workdir(config: ml_collections.ConfigDict, workdir: str | Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 from absl import app, logging
 
+from distcam_jax.cluster import Stopped
+
 _MENDABLE = (ValueError, OSError, FloatingPointError)
 
 
@@ -39,6 +41,9 @@ def run(main: Callable[[], None]) -> None:
             main()
         except _MENDABLE as error:
             sys.exit(f"{name}: {_one_line(error)}")
+        except Stopped as stopped:
+            print(f"{name}: {stopped}", file=sys.stderr)
+            sys.exit(128 + stopped.signal_number)  # what a shell reports for the signal, so that no later command runs
 
     app.run(guarded, flags_parser=parse)
 

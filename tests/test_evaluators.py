@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from distcam_jax.evaluators import (
     network_prototypes,
     tune_thresholds,
 )
+from distcam_jax.evaluators import network as network_module
 from distcam_jax.evaluators.cases import choose_cases
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS, Localization, threshold_index, wrong_classes
-from distcam_jax.prototypes import load_prototypes
+from distcam_jax.evaluators.network import Network
+from distcam_jax.prototypes import PartialSums, load_prototypes
 from tests.tiny_run import tiny_config
 from tests.torch_layout import resnet_keys, saved, tensors_of
 
@@ -315,3 +318,41 @@ def test_localize_leaves_padding_and_classes_without_samples_out(runs):
     assert 3 not in without.wrong
     assert 3 not in without.decisions["nearest"]
     np.testing.assert_allclose(without.right_iou["dist_cam"], whole.right_iou["dist_cam"][kept])
+
+
+def embedding_only(network, images):
+    return network._forward(network.state, training.shard_batch({"image": images}, network.mesh)["image"])
+
+
+def test_network_prototypes_go_on_where_they_were_stopped(runs, tmp_path, monkeypatch):
+    folder, _ = runs
+    network = load_network(tiny_config("metric"), folder / "metric", 10, name="metric")
+    whole = network_prototypes(network, tmp_path / "whole.safetensors", "0123456789", batch=8)
+    calls = []
+
+    def stopping(calls_left, spoil=1.0):
+        calls.clear()
+
+        def call(network, images):
+            if len(calls) == calls_left:
+                raise InterruptedError
+            calls.append(len(images))
+            output, features = embedding_only(network, images)
+            return output, {"embedding": features["embedding"] * spoil}
+
+        monkeypatch.setattr(Network, "__call__", call)
+
+    monkeypatch.setattr(network_module, "PartialSums", functools.partial(PartialSums, every=2))
+    path = tmp_path / "prototypes.safetensors"
+    stopping(6)  # 64 images are 8 batches; two are in flight, so that four were added up
+    with pytest.raises(InterruptedError):
+        network_prototypes(network, path, "0123456789", batch=8)
+    stopping(8, spoil=float("nan"))
+    with pytest.raises(ValueError, match=r"an embedding is not finite, .*: train_\w+.png \(at 32\), "):
+        network_prototypes(network, path, "0123456789", batch=8)
+    stopping(8)
+    found = network_prototypes(network, path, "0123456789", batch=8)
+    assert len(calls) == 4
+    np.testing.assert_array_equal(found.prototypes, whole.prototypes)
+    np.testing.assert_array_equal(found.counts, whole.counts)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["prototypes.safetensors", "whole.safetensors"]

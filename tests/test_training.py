@@ -1,12 +1,3 @@
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -14,12 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distcam_jax import checkpoints, runs, training
+from distcam_jax import losses, training
 from tests.tiny_run import tiny_config
-
-pytestmark = pytest.mark.usefixtures("prepared_data")
-
-ROOT = Path(__file__).parents[1]
 
 
 def batch_of(size, seed=0):
@@ -40,11 +27,83 @@ def run_steps(config, devices, steps=3):
     return jax.device_get(state), jax.device_get(metrics)
 
 
+VARIANTS = [{}, {"accumulate": 2}, {"sharding": "fsdp", "model.width": 8, "average": 0.5}]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
 @pytest.mark.parametrize("objective", training.OBJECTIVES)
-def test_train_step_is_the_same_on_eight_devices_and_one(objective):
-    one = run_steps(tiny_config(objective), jax.devices()[:1])
-    eight = run_steps(tiny_config(objective), jax.devices())
+def test_train_step_is_the_same_on_eight_devices_and_one(objective, changes):
+    one = run_steps(tiny_config(objective, **changes), jax.devices()[:1])
+    eight = run_steps(tiny_config(objective, **changes), jax.devices())
     chex.assert_trees_all_close(one, eight, rtol=2e-3, atol=2e-4)
+
+
+def test_train_step_keeps_the_parts_of_a_state_where_they_lie():
+    config = tiny_config(**{"sharding": "fsdp", "model.width": 8, "average": 0.5})
+    mesh = training.create_mesh()
+    optimizer = training.make_optimizer(config, lambda step: 0.1)
+    graph, state = training.create_state(config, 10, optimizer, mesh)
+    shardings = training.shardings_of(state)
+    step = training.make_train_step(config, graph, optimizer, shardings)
+    state, _ = step(state, training.shard_batch(batch_of(16), mesh))
+    assert training.shardings_of(state) == shardings
+    for tree in (state.params, state.optimizer, state.average):
+        large = [leaf for leaf in jax.tree.leaves(tree) if leaf.size >= 2**14]
+        assert large
+        assert all(leaf.addressable_shards[0].data.size == leaf.size // 8 for leaf in large)
+
+
+def test_train_step_in_micro_batches_averages_the_gradients_of_every_other_row():
+    config = tiny_config("softmax", accumulate=2)
+    mesh = training.create_mesh(jax.devices()[:1])
+    optimizer = training.make_optimizer(config, lambda step: 0.1)
+    graph, state = training.create_state(config, 10, optimizer, mesh)
+    batch, params, statistics = batch_of(16), state.params["model"], state.statistics
+    gradients = []
+    for start in (0, 1):
+
+        def loss_fn(params, statistics=statistics, start=start):
+            model = nnx.merge(graph, params, statistics, copy=True)
+            output, _ = model(training.normalize(jnp.asarray(batch["image"][start::2]), config))
+            loss = losses.softmax_cross_entropy(output, jnp.asarray(batch["label"][start::2]))
+            return loss, nnx.split(model, nnx.Param, ...)[2]
+
+        gradient, statistics = jax.grad(loss_fn, has_aux=True)(params)
+        gradients.append(gradient)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *gradients)
+    updates, _ = optimizer.update({"model": mean}, optimizer.init({"model": params}), {"model": params})
+    wanted = jax.device_get(jax.tree.map(jnp.add, params, updates["model"])), jax.device_get(statistics)
+    state, _ = training.make_train_step(config, graph, optimizer)(state, training.shard_batch(batch, mesh))
+    got = jax.device_get(state.params["model"]), jax.device_get(state.statistics)
+    chex.assert_trees_all_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_weights_are_the_weighted_mean_of_the_steps():
+    decay, steps = 0.7, 4
+    config = tiny_config(average=decay)
+    mesh = training.create_mesh(jax.devices()[:1])
+    optimizer = training.make_optimizer(config, lambda step: 0.1)
+    graph, state = training.create_state(config, 10, optimizer, mesh)
+    step = training.make_train_step(config, graph, optimizer)
+    seen = []
+    for number in range(steps):
+        state, _ = step(state, training.shard_batch(batch_of(16, number), mesh))
+        seen.append(jax.device_get((state.params["model"], state.statistics)))
+    weights = np.array([decay ** (steps - 1 - i) for i in range(steps)])
+    wanted = jax.tree.map(lambda *values: np.tensordot(weights / weights.sum(), np.stack(values), 1), *seen)
+    averaged = jax.device_get(training.evaluation_weights(config, state))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), averaged, wanted)
+
+
+@pytest.mark.parametrize("objective", training.OBJECTIVES)
+def test_train_step_in_bfloat16_keeps_float32_weights_and_nearly_the_loss(objective):
+    full, half = (
+        run_steps(tiny_config(objective, **{"model.dtype": dtype}), jax.devices()[:1], steps=1)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(half[0].params)} == {np.dtype("float32")}
+    np.testing.assert_allclose(half[1]["loss"], full[1]["loss"], rtol=0.02)
+    assert half[1]["loss"] != full[1]["loss"]
 
 
 def test_train_step_splits_the_batch_over_the_devices():
@@ -92,11 +151,12 @@ def test_train_step_keeps_class_means_near_the_embeddings_of_the_batch():
 def test_make_optimizer_decays_kernels_only():
     config = tiny_config(**{"optimizer.weight_decay": 0.1})
     optimizer = training.make_optimizer(config, lambda step: 1.0)
-    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2), "log_scale": jnp.ones(())}
+    kept = {"scale": jnp.ones(2), "log_scale": jnp.ones(()), "proxies": jnp.ones((2, 2))}
+    params = {"kernel": jnp.ones((2, 2)), "head": {"prototypes": jnp.ones((2, 2))}, **kept}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     assert np.all(np.asarray(updates["kernel"]) < 0)
-    assert not np.any(updates["scale"])
-    assert not np.any(updates["log_scale"])
+    assert not any(np.any(updates[name]) for name in kept)
+    assert not np.any(updates["head"]["prototypes"])
 
 
 def test_learning_rate_schedule_warms_up_then_falls_to_zero():
@@ -110,81 +170,11 @@ def test_normalize_subtracts_the_mean_and_divides_by_the_deviation():
     np.testing.assert_allclose(training.normalize(jnp.ones((1, 1, 1, 3)), config)[0, 0, 0], [1.8, 0.8, 0.35], rtol=1e-6)
 
 
+def test_build_model_refuses_unknown_prototypes():
+    with pytest.raises(ValueError, match=r"unknown metric.prototypes 'means'; choose one of class_means"):
+        training.build_model(tiny_config(**{"metric.prototypes": "means"}), 10)
+
+
 def test_build_model_refuses_an_unknown_objective():
     with pytest.raises(ValueError, match="unknown objective 'contrast'; choose one of softmax, metric"):
         training.build_model(tiny_config("contrast"), 10)
-
-
-def test_check_workdir_names_what_differs(tmp_path):
-    runs.claim_workdir(tiny_config(), tmp_path)
-    runs.check_workdir(tiny_config(log_every=7), tmp_path)
-    with pytest.raises(ValueError, match=r"\(model.width: 4 there, 8 here\); choose another --workdir"):
-        runs.check_workdir(tiny_config(**{"model.width": 8}), tmp_path)
-
-
-def test_fit_trains_to_the_end_and_a_second_call_changes_nothing(tmp_path):
-    state = training.fit(tiny_config(), tmp_path)
-    assert int(state.step) == 8
-    assert json.loads((tmp_path / "config.json").read_text())["batch"] == 16
-    assert list((tmp_path / "tensorboard").iterdir())
-    chex.assert_trees_all_equal(jax.device_get(training.fit(tiny_config(), tmp_path)), jax.device_get(state))
-
-
-def test_fit_resumed_after_an_interruption_equals_an_uninterrupted_run(tmp_path, monkeypatch):
-    whole = training.fit(tiny_config(), tmp_path / "whole")
-    saved = checkpoints.save
-
-    def save_then_die(manager, step, *rest):
-        saved(manager, step, *rest)
-        manager.wait_until_finished()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoints, "save", save_then_die)
-    with pytest.raises(KeyboardInterrupt):
-        training.fit(tiny_config(), tmp_path / "halved")
-    monkeypatch.setattr(checkpoints, "save", saved)
-    resumed = training.fit(tiny_config(), tmp_path / "halved")
-    chex.assert_trees_all_equal(jax.device_get(resumed), jax.device_get(whole))
-
-
-def test_fit_writes_checkpoints_that_later_steps_do_not_touch(tmp_path):
-    # Saving goes on in the background while the next steps reuse the state's memory.
-    config = tiny_config(**{"checkpoint.every_steps": 1, "checkpoint.keep": 8})
-    whole = training.fit(config, tmp_path)
-    for step in range(4, 9):
-        shutil.rmtree(tmp_path / "checkpoints" / str(step))
-    chex.assert_trees_all_equal(jax.device_get(training.fit(config, tmp_path)), jax.device_get(whole))
-
-
-def test_fit_stops_at_a_loss_that_is_not_finite(tmp_path):
-    config = tiny_config("softmax", **{"optimizer.learning_rate": 1e30, "log_every": 1})
-    with pytest.raises(FloatingPointError, match="the loss is nan at step"):
-        training.fit(config, tmp_path)
-
-
-def test_train_script_killed_at_any_moment_continues_from_its_checkpoint(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        f"--config={ROOT}/configs/quickstart.py:metric",
-        f"--workdir={tmp_path}/run",
-        *("--config.model.width=4", "--config.input.image_size=32", "--config.batch=16", "--config.epochs=0.1"),
-        *("--config.checkpoint.every_steps=5", "--config.log_every=1"),
-    ]
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-
-    def finished():  # while Orbax writes, the folder has a longer name
-        return {int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("*") if path.name.isdigit()}
-
-    while not finished() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    kept = finished()
-    assert kept, errors
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f" {max(kept)}/" in done.stderr

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from distcam_jax.evaluators.classify import Classification
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, METHODS, Localization, threshold_index
 from distcam_jax.statistics import bootstrap_interval, paired_bootstrap_interval
 
@@ -31,7 +32,7 @@ def difference_figure(a: np.ndarray, b: np.ndarray, *, seed: int, resamples: int
     return Figure(float(np.mean(a) - np.mean(b)), low, high)
 
 
-def classification_figures(measured: Localization, **bootstrap) -> dict[str, Figure]:
+def classification_figures(measured: Localization | Classification, **bootstrap) -> dict[str, Figure]:
     """Top-1 and top-5 accuracy of each decision of a network.
 
     Args:

@@ -133,6 +133,11 @@ class Localization:
     wrong_iou: dict[str, np.ndarray]
     box_iou: dict[str, np.ndarray]
 
+    def rows(self, kept: np.ndarray) -> "Localization":
+        """Some of the images: those whose row of `kept` `[n]` is True."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Localization(**jax.tree.map(lambda value: value[kept], values))
+
     def decision(self, method: str) -> np.ndarray:
         """The best classes `[n, top]` of the decision that a method explains."""
         return self.decisions["softmax" if method == "cam" else "nearest"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from distcam_jax import checkpoints, training
 from distcam_jax.cam import nearest_prototype
+from distcam_jax.datasets import Dataset
 from distcam_jax.input_pipeline import make_eval_batches
 from distcam_jax.models import class_weights
 from distcam_jax.models.convolution import compiler_options
 from distcam_jax.models.pretrained import load_torch_weights
-from distcam_jax.prototypes import Prototypes, compute_prototypes, hash_weights, load_prototypes
+from distcam_jax.prototypes import PartialSums, Prototypes, compute_prototypes, hash_weights, load_prototypes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +64,26 @@ class Network:
         """Output and features of images `[b, h, w, 3]` in [0, 1]; b divides evenly over the devices."""
         return self._forward(self.state, training.shard_batch({"image": images}, self.mesh)["image"])
 
-    def batches(self, source, *, batch: int):
-        """The images of a source as this network wants them, resized straight, the last batch padded."""
+    def even_batch(self, batch: int) -> int:
+        """The smallest number of images from `batch` on that divides evenly over the devices."""
         devices = self.mesh.size // jax.process_count()
+        return -(-batch // devices) * devices
+
+    def batches(self, source, *, batch: int, resize: str = "straight"):
+        """The images of a source as this network wants them, the last batch padded; see `make_eval_batches`."""
         return make_eval_batches(
             source,
-            batch_size=-(-batch // devices) * devices,
+            batch_size=self.even_batch(batch),
             image_size=self.config.input.image_size,
+            resize=resize,
             num_workers=self.config.input.num_workers,
         )
 
 
 def load_network(config: ml_collections.ConfigDict, workdir: str | Path, num_classes: int, *, name: str) -> Network:
-    """Loads the newest readable checkpoint of a run.
+    """Loads a checkpoint of a run: the newest that reads, or the best where `evaluate.checkpoint` says so.
+
+    Where training kept a moving average of the weights, it is the average that is loaded.
 
     Args:
         config: the configuration of the run.
@@ -96,12 +104,13 @@ def load_network(config: ml_collections.ConfigDict, workdir: str | Path, num_cla
         raise ValueError(
             f"{workdir} holds no checkpoints; train first: python train.py --config=... --workdir={workdir}"
         )
+    restore = {"latest": checkpoints.restore_latest, "best": checkpoints.restore_best}[config.evaluate.checkpoint]
     with checkpoints.checkpoint_manager(workdir, read_only=True) as manager:
-        restored = checkpoints.restore_latest(manager, state)
+        restored = restore(manager, state)
     if restored is None:
         raise ValueError(f"{workdir} holds no finished checkpoint yet; train first, or wait for the first one")
     step, state = restored
-    model = nnx.merge(graph, state.params["model"], state.statistics, copy=True)
+    model = nnx.merge(graph, *training.evaluation_weights(config, state), copy=True)
     return _network(model, config, name, mesh, step=step)
 
 
@@ -140,7 +149,8 @@ def network_prototypes(
 
     Args:
         network: from `load_network`.
-        path: the prototypes file; it is written after a pass.
+        path: the prototypes file; it is written after a pass. What a pass has added up so far is kept beside it, so
+            that one that was killed goes on.
         class_names: readable names of the data set's classes.
         batch: images a step.
         given: whether the user named the file; then one that does not fit or is missing is an error.
@@ -167,16 +177,48 @@ def network_prototypes(
             if given:
                 raise
             logging.warning("%s", error)
-    source = training.load_split(network.config, "train").source
-    batches = network.batches(source, batch=batch)
+    data, batch = training.load_split(network.config, "train"), network.even_batch(batch)
+    partial = PartialSums(path, {**wanted, **_pass_identity(network.config, data), "batch": batch})
     values, counts = compute_prototypes(
-        lambda images: np.asarray(network(images)[1]["embedding"]),
-        tqdm(batches, f"prototypes of the {network.name} network", len(batches), unit="batch", leave=False),
+        lambda images: network(images)[1]["embedding"],
+        functools.partial(_training_batches, network, data.source, batch),
         len(class_names),
+        partial=partial,
+        name_of=lambda index: data.source[index].get("file_name", "an image without a file name"),
     )
     prototypes = Prototypes(values, counts, tuple(class_names), preprocessing, network.weights_hash)
     prototypes.save(path)
+    partial.remove()
     return prototypes
+
+
+def _pass_identity(config: ml_collections.ConfigDict, data: Dataset) -> dict:
+    """What decides the sums of a pass over the training images, besides the weights and how images are prepared."""
+    options = {name: value for name, value in config.data.items() if name not in ("data_dir", "manual_dir")}
+    return {"model": config.model.to_dict(), "data": options, "split": data.split, "images": len(data.source)}
+
+
+def _training_batches(network: Network, source, batch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
+    """The network's batches of a source from a certain one on, with positions in the whole source."""
+    skipped, title = first * batch, f"prototypes of the {network.name} network"
+    with tqdm(desc=title, total=-(-len(source) // batch), initial=first, unit="batch", leave=False) as bar:
+        if skipped < len(source):  # otherwise the pass had ended, but its prototypes were not saved
+            for one in network.batches(_Rest(source, skipped), batch=batch):
+                yield {**one, "index": one["index"] + skipped}
+                bar.update()
+
+
+class _Rest:
+    """A source without its first examples."""
+
+    def __init__(self, source, skipped: int):
+        self._source, self._skipped = source, skipped
+
+    def __len__(self) -> int:
+        return len(self._source) - self._skipped
+
+    def __getitem__(self, index: int):
+        return self._source[index + self._skipped]
 
 
 def rank_classes(network: Network, prototypes: Prototypes, output, embedding, *, top: int = 5):

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
 from tqdm import tqdm
 
 from distcam_jax import runs, training
 from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators import figures
 from distcam_jax.evaluators.cases import choose_cases, make_cases, make_comparisons
+from distcam_jax.evaluators.classify import Classification, classify
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, METHODS, Localization, localize, tune_thresholds
 from distcam_jax.evaluators.network import Network, import_network, load_network, network_prototypes
 from distcam_jax.files import write_atomically
@@ -41,6 +43,7 @@ class _Result:
     prototypes: Prototypes
     measured: Localization
     tuned: dict[str, float]
+    cropped: Classification | None
 
 
 def evaluate(
@@ -129,7 +132,12 @@ def _measure(config, options, folder, file, weights, name, data: Dataset) -> _Re
         batches = network.batches(source, batch=options.batch)
         batches = tqdm(batches, f"{title} of the {name} network", len(batches), unit="batch", leave=False)
         measured[split] = localize(network, prototypes, batches, norm=options.norm, eps=options.eps, seed=config.seed)
-    return _Result(network, prototypes, measured["eval"], tune_thresholds(measured["tune"]))
+    cropped = None
+    if options.center_crop:
+        batches = network.batches(data.source, batch=options.batch, resize="center_crop")
+        title = f"centre crops of the {name} network"
+        cropped = classify(network, prototypes, tqdm(batches, title, len(batches), unit="batch", leave=False))
+    return _Result(network, prototypes, measured["eval"], tune_thresholds(measured["tune"]), cropped)
 
 
 def _metrics(config, results: list[_Result], data: Dataset) -> dict:
@@ -144,22 +152,36 @@ def _metrics(config, results: list[_Result], data: Dataset) -> dict:
         "classes": data.num_classes,
         "intervals": f"95 %, percentile bootstrap over images, {config.evaluate.resamples} resamples",
         "default_threshold": DEFAULT_THRESHOLD,
-        "networks": {
-            result.network.name: {
-                "objective": result.network.config.objective,
-                "steps": result.network.step,
-                "weights": result.network.source,
-                "weights_hash": result.network.weights_hash,
-                "classification": _as_dict(figures.classification_figures(result.measured, **bootstrap)),
-                "localization": _as_dict(figures.localization_figures(result.measured, result.tuned, **bootstrap)),
-            }
-            for result in results
-        },
+        "networks": {result.network.name: _figures(result, data, bootstrap) for result in results},
         "differences": [
             {"a": a, "b": b, "gt_known": dataclasses.asdict(figure)}
             for a, b, figure in _differences(results, bootstrap)
         ],
     }
+
+
+def _figures(result: _Result, data: Dataset, bootstrap: dict) -> dict:
+    """All figures of one network."""
+
+    def both(measured: Localization) -> dict:
+        return {
+            "classification": _as_dict(figures.classification_figures(measured, **bootstrap)),
+            "localization": _as_dict(figures.localization_figures(measured, result.tuned, **bootstrap)),
+        }
+
+    values = {
+        "objective": result.network.config.objective,
+        "steps": result.network.step,
+        "weights": result.network.source,
+        "weights_hash": result.network.weights_hash,
+        **both(result.measured),
+    }
+    if result.cropped is not None:
+        values["center_crop"] = _as_dict(figures.classification_figures(result.cropped, **bootstrap))
+    if data.blacklist_known:
+        kept = np.array([not data.source[int(i)]["blacklisted"] for i in result.measured.index])
+        values["without_blacklist"] = {"images": int(kept.sum()), **both(result.measured.rows(kept))}
+    return values
 
 
 def _machine() -> str:
@@ -230,13 +252,42 @@ def make_tables(metrics: dict) -> list[Table]:
         Localisation, classification and paired differences.
     """
     percent = {"percent": True, "decimals": 1}
-    many = len(metrics["networks"]) > 1
+    networks = metrics["networks"]
+    tables = [_localization_table("Localisation", networks, metrics, metrics["images"])]
+    rest = {name: values["without_blacklist"] for name, values in networks.items() if "without_blacklist" in values}
+    if rest:
+        images = next(iter(rest.values()))["images"]
+        tables.append(_localization_table("Localisation without the blacklisted images", rest, metrics, images))
+    passes = {name: values["classification"] for name, values in networks.items()}
+    rows = [(f"{name} network", values) for name, values in passes.items()]
+    for name, values in networks.items():
+        if "center_crop" in values:
+            rows.append((f"{name} network, centre crop", values["center_crop"]))
+        if name in rest:
+            rows.append((f"{name} network, without the blacklisted images", rest[name]["classification"]))
+    names = sorted({name for values in passes.values() for name in values})
+    classification = Table(
+        "Classification",
+        [Column(name.replace("_", " "), best="max", **percent) for name in names],
+        [Row(label, [_cell(values.get(name)) for name in names]) for label, values in rows],
+        note="Accuracy in percent; the nearest prototype is the class mean of Eq. 7 at the smallest L1 distance. "
+        "Images are resized straight, and so are those behind the prototypes; a centre crop keeps the aspect.",
+    )
+    differences = Table(
+        "Paired differences of GT-known",
+        [Column("difference", **percent)],
+        [Row(f"{row['a']} − {row['b']}", [_cell(row["gt_known"])]) for row in metrics["differences"]],
+        note="In points, at each method's tuned threshold, on the same images; one whose interval holds 0 is none.",
+    )
+    return [*tables, classification, differences]
+
+
+def _localization_table(title: str, networks: dict, metrics: dict, images: int) -> Table:
+    percent = {"percent": True, "decimals": 1}
     rows = []
-    for network, values in metrics["networks"].items():
+    for network, values in networks.items():
         for method, kinds in values["localization"].items():
-            muted = method not in METHODS or method == "uniform"
-            title = figures.TITLES[method]
-            label = f"{title} · {network} network" if many else title
+            label = f"{figures.TITLES[method]} · {network} network" if len(networks) > 1 else figures.TITLES[method]
             default, tuned = kinds["default"], kinds["tuned"]
             cells = [
                 _cell(default["top1_error"]),
@@ -246,40 +297,22 @@ def make_tables(metrics: dict) -> list[Table]:
                 _cell(tuned.get("wrong_class_gt_known")),
                 f"{kinds['threshold']:.2f}" if "threshold" in kinds else None,
             ]
-            rows.append(Row(label, cells, muted=muted))
-    threshold = metrics["default_threshold"]
-    localization = Table(
-        "Localisation",
+            rows.append(Row(label, cells, muted=method not in METHODS or method == "uniform"))
+    return Table(
+        title,
         [
-            Column(f"Top-1 error at {threshold}", best="min", **percent),
-            Column(f"GT-known at {threshold}", best="max", **percent),
+            Column(f"Top-1 error at {metrics['default_threshold']}", best="min", **percent),
+            Column(f"GT-known at {metrics['default_threshold']}", best="max", **percent),
             Column("with a wrong class", **percent),
             Column("GT-known, tuned", best="max", **percent),
             Column("with a wrong class, tuned", **percent),
             Column("tuned threshold"),
         ],
         rows,
-        note=f"Protocol ilsvrc, IoU 0.5, {metrics['images']} images, {metrics['classes']} classes, in percent. "
+        note=f"Protocol ilsvrc, IoU 0.5, {images} images, {metrics['classes']} classes, in percent. "
         f"Intervals: {metrics['intervals']}. Thresholds are tuned on held-out images. "
         "The baselines' class decision is the nearest prototype's.",
     )
-    names = sorted({name for values in metrics["networks"].values() for name in values["classification"]})
-    classification = Table(
-        "Classification",
-        [Column(name.replace("_", " "), best="max", **percent) for name in names],
-        [
-            Row(f"{network} network", [_cell(values["classification"].get(name)) for name in names])
-            for network, values in metrics["networks"].items()
-        ],
-        note="Accuracy in percent; the nearest prototype is the class mean of Eq. 7 at the smallest L1 distance.",
-    )
-    differences = Table(
-        "Paired differences of GT-known",
-        [Column("difference", **percent)],
-        [Row(f"{row['a']} − {row['b']}", [_cell(row["gt_known"])]) for row in metrics["differences"]],
-        note="In points, at each method's tuned threshold, on the same images; one whose interval holds 0 is none.",
-    )
-    return [localization, classification, differences]
 
 
 def _report(config, results: list[_Result], data: Dataset, tables):

@@ -1,0 +1,133 @@
+"""What a step minimises: the classifier's cross-entropy, or a metric objective on the embedding."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from distcam_jax import losses
+
+OBJECTIVES = ("softmax", "metric")
+PROTOTYPES = ("class_means", "running_means", "proxies")  # what the loss "prototypes" may train against
+
+# The other losses of the metric objective: what each of them compares the embeddings with, and whether it takes a
+# distance and a margin of the configuration.
+_PAIRS = {
+    "contrastive": (losses.contrastive, {"metric", "margin"}),
+    "batch_hard_triplet": (losses.batch_hard_triplet, {"metric", "margin"}),
+    "semi_hard_triplet": (losses.semi_hard_triplet, {"metric", "margin"}),
+    "n_pair": (losses.n_pair, set()),
+    "nt_xent": (losses.nt_xent, set()),
+    "multi_similarity": (losses.multi_similarity, set()),
+}
+_MARGINS = {
+    "sphereface": losses.sphereface_logits,
+    "cosface": losses.cosface_logits,
+    "arcface": losses.arcface_logits,
+}
+METRIC_LOSSES = ("prototypes", "proxy_nca", *_PAIRS, *_MARGINS)
+
+
+def check_objective(config: ml_collections.ConfigDict) -> None:
+    """Refuses an unknown objective; a ValueError lists the names."""
+    if config.objective not in OBJECTIVES:
+        raise ValueError(f"unknown objective {config.objective!r}; choose one of {', '.join(OBJECTIVES)}")
+    choices = {"loss": METRIC_LOSSES, "prototypes": PROTOTYPES, "distance": losses.METRICS}
+    for name, valid in choices.items() if config.objective == "metric" else ():
+        if config.metric[name] not in valid:
+            raise ValueError(f"unknown metric.{name} {config.metric[name]!r}; choose one of {', '.join(valid)}")
+
+
+def objective_params(config: ml_collections.ConfigDict, num_classes: int, channels: int) -> dict[str, jax.Array]:
+    """The objective's own parameters, none of which the network needs once it is trained.
+
+    `log_scale` is the logarithm of the inverse temperature. `auxiliary` is the kernel of a classifier whose
+    cross-entropy is added with the weight `metric.auxiliary`, as re-identification adds identity and metric losses (Luo
+    et al., 2019). `proxies` are free prototypes, or class directions of a loss with an angular margin.
+
+    Args:
+      config: see `configs/`.
+      num_classes: classes c.
+      channels: channels k of the embedding.
+
+    Returns:
+      Arrays by name; none for the objective "softmax", whose classifier is the model's.
+    """
+    if config.objective == "softmax":
+        return {}
+    params = {"log_scale": jnp.log(jnp.asarray(config.metric.scale, jnp.float32))}
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    if config.metric.auxiliary:
+        bound = 1.0 / np.sqrt(channels)
+        params["auxiliary"] = jax.random.uniform(keys[0], (channels, num_classes), minval=-bound, maxval=bound)
+    free = config.metric.loss == "prototypes" and config.metric.prototypes == "proxies"
+    if config.metric.loss in _MARGINS:
+        params["proxies"] = jax.random.normal(keys[1], (num_classes, channels))
+    elif free or config.metric.loss == "proxy_nca":
+        params["proxies"] = jax.random.uniform(keys[1], (num_classes, channels))
+    return params
+
+
+ClassMeans = tuple[Float[Array, "c k"], Float[Array, " c"]]
+
+
+def objective(
+    config: ml_collections.ConfigDict,
+    params: dict[str, Any],
+    means: ClassMeans,
+    output: Float[Array, "b _"],
+    embedding: Float[Array, "b k"],
+    labels: Int[Array, " b"],
+) -> tuple[Float[Array, ""], Float[Array, "b c"], ClassMeans]:
+    """The loss of a batch.
+
+    Args:
+      config: see `configs/`.
+      params: of `objective_params`.
+      means: running class means `[c, k]` and the samples they stand for `[c]`.
+      output: the model's output.
+      embedding: pooled features `[b, k]`.
+      labels: true classes `[b]`.
+
+    Returns:
+      The loss in nats, class scores `[b, c]`, and the class means after this batch.
+    """
+    smoothing = config.optimizer.label_smoothing
+    if config.objective == "softmax":
+        return losses.softmax_cross_entropy(output, labels, label_smoothing=smoothing), output, means
+    means = losses.update_class_means(*means, jax.lax.stop_gradient(embedding), labels, memory=config.metric.memory)
+    loss, logits = _metric_loss(config, params, means, embedding, labels)
+    if config.metric.auxiliary:
+        scores = embedding @ params["auxiliary"]
+        auxiliary = losses.softmax_cross_entropy(scores, labels, label_smoothing=smoothing)
+        loss += config.metric.auxiliary * auxiliary
+    return loss, logits, means
+
+
+def _metric_loss(config, params, means: ClassMeans, embedding, labels):
+    """The configured loss and the class scores that go with it; of a loss over pairs, those of the class means."""
+    options, name = config.metric, config.metric.loss
+    margin = {} if options.margin is None else {"margin": options.margin}
+    if name in _PAIRS:
+        function, taken = _PAIRS[name]
+        given = {key: value for key, value in ({"metric": options.distance} | margin).items() if key in taken}
+        return function(embedding, labels, **given), losses.prototype_logits(jax.lax.stop_gradient(embedding), *means)
+    if name == "proxy_nca":
+        loss = losses.proxy_nca(embedding, labels, params["proxies"], metric=options.distance, normalize=False)
+        return loss, -losses.pairwise_distances(embedding, params["proxies"], metric=options.distance)
+    if name in _MARGINS:
+        cosines = losses.cosine_similarities(embedding, params["proxies"])
+        logits = _MARGINS[name](cosines, labels, **margin)
+        return losses.softmax_cross_entropy(logits, labels), cosines
+    scores = {"scale": jnp.exp(params["log_scale"]), "relative": True}
+    if options.prototypes == "class_means":
+        logits = losses.class_mean_logits(embedding, labels, *means, **scores)
+    elif options.prototypes == "running_means":
+        logits = losses.prototype_logits(embedding, *means, **scores)
+    else:
+        logits = losses.prototype_logits(embedding, params["proxies"], jnp.ones_like(means[1]), **scores)
+    smoothing = config.optimizer.label_smoothing
+    return losses.softmax_cross_entropy(logits, labels, label_smoothing=smoothing), logits
