@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
 
 from distcam_jax.cluster import Stopped
 
@@ -28,9 +28,16 @@ def run(main: Callable[[], None]) -> None:
 
     def parse(argv):
         try:
-            return app.parse_flags_with_usage(argv)
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            # A configuration's own error arrives as the last line of a traceback, after its type.
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            text = lines[-1].partition(": ")[2] if "Traceback" in str(error) else _one_line(error)
+            sys.exit(f"{name}: {text}")
         except (AttributeError, KeyError) as error:  # of ml_collections, for an override that names no key
-            key = str(error).strip("\"'")
+            inner = error.args[0] if error.args else ""  # an AttributeError holds a KeyError
+            told = str(inner.args[0] if isinstance(inner, KeyError) else inner)
+            key = told.splitlines()[0].strip("\"'") if told else ""
             sys.exit(f"{name}: the configuration has no key {key!r}; configs/ lists them")
         except _MENDABLE as error:
             sys.exit(f"{name}: {_one_line(error)}")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import quickstart
 from distcam_jax import checkpoints, runs, training
 from distcam_jax.input_pipeline import make_eval_batches, make_train_iterator
 from distcam_jax.training import loop
@@ -198,15 +199,30 @@ def fill_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
 
 
-def test_train_script_says_in_one_line_that_a_checkpoint_cannot_be_written(tmp_path):
+@pytest.mark.parametrize(
+    ("prepared", "what", "mend"),
+    [
+        (False, "the data set", "make room or name another data_dir"),
+        (
+            True,
+            "a checkpoint",
+            "Make room or mend the folder; the same command goes on from them",
+        ),
+    ],
+)
+def test_train_script_says_in_one_line_what_cannot_be_written(prepared, what, mend, tmp_path, monkeypatch):
+    if not prepared:
+        monkeypatch.setenv("DISTCAM_DATA_DIR", str(tmp_path / "data"))
+    else:
+        loop.load_split(quickstart.get_config(), "train")
     command = train_script(tmp_path / "run", **{"checkpoint.every_steps": 5})
     limited = environment(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"))
     done = subprocess.run(command, env=limited, capture_output=True, text=True, preexec_fn=fill_disk)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
-    assert line.startswith(f"train.py: a checkpoint cannot be written to {tmp_path}/run/checkpoints (")
-    assert line.endswith("the ones before are kept. Make room or mend the folder; the same command goes on from them")
-    assert not steps_in(tmp_path / "run")
+    assert line.startswith(f"train.py: {what} cannot be written to {tmp_path}")
+    assert line.endswith(mend)
+    assert not list(tmp_path.glob("run/checkpoints/[0-9]"))
 
 
 def test_fit_on_a_full_disk_keeps_what_was_saved_before(tmp_path, monkeypatch):
@@ -257,7 +273,7 @@ def test_fit_measures_the_accuracy_on_held_out_images(objective, tmp_path, monke
     monkeypatch.setattr(loop.Progress, "validated", lambda self, step, accuracy: seen.append((step, accuracy)))
     state = jax.device_get(training.fit(config, tmp_path))
     model = training.build_model(config, 10)
-    nnx.update(model, state.params["model"], state.statistics)
+    nnx.update(model, *jax.tree.map(jnp.asarray, (state.params["model"], state.statistics)))
     model.eval()
     right = []
     for batch in make_eval_batches(loop.load_split(config, "tune").source, batch_size=1, image_size=32):

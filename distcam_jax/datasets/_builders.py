@@ -92,8 +92,14 @@ def _build(builder: LocalBuilder, manual_dir: str | os.PathLike[str] | None) -> 
         if leftover.exists():
             leftover.rmtree()
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
-    with _shuffle.plain_files():
-        builder.download_and_prepare(download_config=config)
+    try:
+        with _shuffle.plain_files():
+            builder.download_and_prepare(download_config=config)
+    except RuntimeError as error:  # of the ArrayRecord writer, for a full disk and the like
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"the data set cannot be written to {builder.data_path} ({reason}); make room or name another data_dir"
+        ) from error
 
 
 def _check_files(builder: LocalBuilder) -> None:

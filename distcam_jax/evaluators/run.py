@@ -165,6 +165,7 @@ def _figures(result: _Result, data: Dataset, bootstrap: dict) -> dict:
 
     def both(measured: Localization) -> dict:
         return {
+            "images": len(measured.labels),
             "classification": _as_dict(figures.classification_figures(measured, **bootstrap)),
             "localization": _as_dict(figures.localization_figures(measured, result.tuned, **bootstrap)),
         }
@@ -180,7 +181,7 @@ def _figures(result: _Result, data: Dataset, bootstrap: dict) -> dict:
         values["center_crop"] = _as_dict(figures.classification_figures(result.cropped, **bootstrap))
     if data.blacklist_known:
         kept = np.array([not data.source[int(i)]["blacklisted"] for i in result.measured.index])
-        values["without_blacklist"] = {"images": int(kept.sum()), **both(result.measured.rows(kept))}
+        values["without_blacklist"] = both(result.measured.rows(kept))
     return values
 
 
@@ -253,11 +254,10 @@ def make_tables(metrics: dict) -> list[Table]:
     """
     percent = {"percent": True, "decimals": 1}
     networks = metrics["networks"]
-    tables = [_localization_table("Localisation", networks, metrics, metrics["images"])]
+    tables = [_localization_table("Localisation", networks, metrics)]
     rest = {name: values["without_blacklist"] for name, values in networks.items() if "without_blacklist" in values}
     if rest:
-        images = next(iter(rest.values()))["images"]
-        tables.append(_localization_table("Localisation without the blacklisted images", rest, metrics, images))
+        tables.append(_localization_table("Localisation without the blacklisted images", rest, metrics))
     passes = {name: values["classification"] for name, values in networks.items()}
     rows = [(f"{name} network", values) for name, values in passes.items()]
     for name, values in networks.items():
@@ -282,7 +282,8 @@ def make_tables(metrics: dict) -> list[Table]:
     return [*tables, classification, differences]
 
 
-def _localization_table(title: str, networks: dict, metrics: dict, images: int) -> Table:
+def _localization_table(title: str, networks: dict, metrics: dict) -> Table:
+    images = next(iter(networks.values()))["images"]  # those of classes without training images are left out
     percent = {"percent": True, "decimals": 1}
     rows = []
     for network, values in networks.items():
