@@ -39,7 +39,7 @@ lint: install
 	$(BIN)/pyrefly check
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist=worksteal
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
