@@ -1,220 +1,49 @@
-"""Geometry of one image and its boxes on the host: resize, crop, pad and flip with OpenCV.
+"""The training augmentation of one image and its boxes, given as plain values as they stand in a config.
 
-The contract of every function here:
-
-* `image` is uint8 `[h, w, 3]` and is never changed in place; where nothing is to be done, it is the result itself.
-* `boxes` is float `[m, 4]` of x0, y0, x1, y1 in pixels with an exclusive end; `np.zeros((0, 4), np.float32)` where
-  there are none. Boxes move with the pixels, are clipped to the picture, and are dropped where nothing of them is left.
-* The result is `(image, boxes)`, uint8 and float32.
-* `size` is `(height, width)` of the result. Random functions draw from a `np.random.Generator` only.
+The geometry comes first (`distcam_jax.geometry`), then the colour jitter, then the random erasing
+(`distcam_jax.photometric`). What is off draws no random numbers.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-CROP_ATTEMPTS = 10
+from distcam_jax.geometry import (
+    center_crop,
+    check_padding,
+    check_ratio,
+    check_scale,
+    check_size,
+    flip_horizontal,
+    pad_and_crop,
+    random_resized_crop,
+    resize_image,
+)
+from distcam_jax.photometric import check_color_jitter, check_random_erasing, color_jitter, random_erasing
+
+__all__ = [
+    "AUGMENTATIONS",
+    "augment",
+    "center_crop",
+    "check_augmentation",
+    "check_size",
+    "color_jitter",
+    "flip_horizontal",
+    "pad_and_crop",
+    "random_erasing",
+    "random_resized_crop",
+    "resize_image",
+]
+
+_COMMON = {"flip": True, "color_jitter": None, "random_erasing": None}
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
-    "random_resized_crop": {"scale": (0.35, 1.0), "ratio": (3 / 4, 4 / 3), "flip": True},
-    "pad_crop": {"padding": 4, "flip": True},
+    "random_resized_crop": {"scale": (0.35, 1.0), "ratio": (3 / 4, 4 / 3), **_COMMON},
+    "pad_crop": {"padding": 4, **_COMMON},
 }
 """The kinds of training augmentation with their options and the values that stand where an option is left out."""
-
-
-def resize_image(
-    image: UInt8[np.ndarray, "h w 3"], boxes: Float[np.ndarray, "m 4"], size: tuple[int, int]
-) -> tuple[UInt8[np.ndarray, "height width 3"], Float32[np.ndarray, "n 4"]]:
-    """Resizes straight to `size`; the aspect is not kept.
-
-    An axis that shrinks is averaged over the area of each new pixel (`INTER_AREA`); after that an axis that grows is
-    interpolated (`INTER_LINEAR`, half-pixel centres). Plain bilinear shrinking skips pixels: against Pillow's filtered
-    bilinear, on which the published ImageNet weights rest, it is about twice as far off as the area average, at every
-    factor that was tried between 0.14 and 0.88.
-
-    Args:
-      image: uint8 `[h, w, 3]`.
-      boxes: `[m, 4]`, pixels of `image`, exclusive end.
-      size: height and width of the result in pixels.
-
-    Returns:
-      The image `[height, width, 3]` and the boxes `[n, 4]` in its pixels, n <= m.
-
-    Raises:
-      ValueError: an argument of the wrong shape or dtype, or a size below 1.
-
-    Examples:
-      >>> image = np.zeros((4, 8, 3), np.uint8)
-      >>> resized, boxes = resize_image(image, np.array([[2.0, 1.0, 4.0, 3.0]], np.float32), (8, 8))
-      >>> resized.shape, boxes.tolist()
-      ((8, 8, 3), [[2.0, 2.0, 4.0, 6.0]])
-    """
-    _check_image(image, boxes)
-    height, width = check_size(size, "size")
-    rows, columns = image.shape[:2]
-    shrunk = min(width, columns), min(height, rows)
-    resized = image if shrunk == (columns, rows) else cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
-    if shrunk != (width, height):
-        resized = cv2.resize(resized, (width, height), interpolation=cv2.INTER_LINEAR)
-    factors = np.array([width / columns, height / rows] * 2)
-    return np.asarray(resized, np.uint8), _clip_boxes(boxes * factors, height, width)
-
-
-def center_crop(
-    image: UInt8[np.ndarray, "h w 3"],
-    boxes: Float[np.ndarray, "m 4"],
-    size: tuple[int, int],
-    *,
-    fraction: float = 0.875,
-) -> tuple[UInt8[np.ndarray, "height width 3"], Float32[np.ndarray, "n 4"]]:
-    """Resizes with the aspect kept, so that `size` covers `fraction` of the tighter axis, and cuts out the centre.
-
-    With the defaults and `size` 224: the shorter side becomes 256, the longer one is rounded down, and the central
-    224 x 224 window is cut at a rounded offset, as the published ImageNet evaluations do.
-
-    Args:
-      image: uint8 `[h, w, 3]`; a smaller image than `size` is enlarged.
-      boxes: `[m, 4]`, pixels of `image`, exclusive end.
-      size: height and width of the result in pixels.
-      fraction: part of the tighter axis that stays, in (0, 1].
-
-    Returns:
-      The image `[height, width, 3]` and the boxes `[n, 4]` in its pixels, n <= m.
-
-    Raises:
-      ValueError: an argument of the wrong shape or dtype, a size below 1, or a fraction outside (0, 1].
-
-    Examples:
-      >>> image = np.zeros((300, 600, 3), np.uint8)
-      >>> cropped, boxes = center_crop(image, np.array([[0.0, 0.0, 600.0, 300.0]], np.float32), (224, 224))
-      >>> cropped.shape, boxes.tolist()
-      ((224, 224, 3), [[0.0, 0.0, 224.0, 224.0]])
-    """
-    _check_image(image, boxes)
-    height, width = check_size(size, "size")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}")
-    rows, columns = image.shape[:2]
-    whole_height, whole_width = round(height / fraction), round(width / fraction)
-    # The axis that needs the larger factor is exact; the other one is rounded down and still covers its target.
-    if whole_height * columns >= whole_width * rows:
-        whole_width = whole_height * columns // rows
-    else:
-        whole_height = whole_width * rows // columns
-    resized, boxes = resize_image(image, boxes, (whole_height, whole_width))
-    left, top = round((whole_width - width) / 2), round((whole_height - height) / 2)
-    return _cut(resized, boxes, (left, top, left + width, top + height))
-
-
-def random_resized_crop(
-    image: UInt8[np.ndarray, "h w 3"],
-    boxes: Float[np.ndarray, "m 4"],
-    generator: np.random.Generator,
-    size: tuple[int, int],
-    *,
-    scale: tuple[float, float] = (0.35, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> tuple[UInt8[np.ndarray, "height width 3"], Float32[np.ndarray, "n 4"]]:
-    """Cuts out a random window of random area and aspect and resizes it to `size`.
-
-    The window's area is uniform in `scale`, the logarithm of its aspect (width / height) is uniform in `ratio`; the
-    first of 10 draws that fits the image is placed uniformly. Where none fits, it is the largest central window with
-    an aspect in `ratio`.
-
-    Args:
-      image: uint8 `[h, w, 3]`.
-      boxes: `[m, 4]`, pixels of `image`, exclusive end.
-      generator: the source of randomness.
-      size: height and width of the result in pixels.
-      scale: smallest and largest area of the window as parts of the image's, in (0, 1].
-      ratio: smallest and largest aspect of the window, both positive.
-
-    Returns:
-      The image `[height, width, 3]` and the boxes `[n, 4]` in its pixels, n <= m.
-
-    Raises:
-      ValueError: an argument of the wrong shape, dtype or range.
-
-    References:
-      Szegedy et al., Going deeper with convolutions, CVPR 2015, section 6.
-
-    Examples:
-      >>> image = np.zeros((40, 60, 3), np.uint8)
-      >>> boxes = np.array([[0.0, 0.0, 60.0, 40.0]], np.float32)
-      >>> cropped, boxes = random_resized_crop(image, boxes, np.random.default_rng(0), (32, 32))
-      >>> cropped.shape, boxes.tolist()
-      ((32, 32, 3), [[0.0, 0.0, 32.0, 32.0]])
-    """
-    _check_image(image, boxes)
-    _check_scale(scale)
-    _check_ratio(ratio)
-    window = _sample_window(generator, image.shape[0], image.shape[1], scale, ratio)
-    return resize_image(*_cut(image, boxes, window), size)
-
-
-def pad_and_crop(
-    image: UInt8[np.ndarray, "h w 3"],
-    boxes: Float[np.ndarray, "m 4"],
-    generator: np.random.Generator,
-    *,
-    padding: int = 4,
-) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "n 4"]]:
-    """Shifts the image by up to `padding` pixels along each axis; black comes in at the edges, the size stays.
-
-    Args:
-      image: uint8 `[h, w, 3]`.
-      boxes: `[m, 4]`, pixels of `image`, exclusive end.
-      generator: the source of randomness.
-      padding: largest shift in pixels, at least 0; every shift in `-padding .. padding` is equally likely.
-
-    Returns:
-      The image `[h, w, 3]` and the boxes `[n, 4]` in its pixels, n <= m.
-
-    Raises:
-      ValueError: an argument of the wrong shape or dtype, or a negative padding.
-
-    Examples:
-      >>> image = np.zeros((32, 32, 3), np.uint8)
-      >>> shifted, _ = pad_and_crop(image, np.zeros((0, 4), np.float32), np.random.default_rng(0), padding=4)
-      >>> shifted.shape
-      (32, 32, 3)
-    """
-    _check_image(image, boxes)
-    _check_padding(padding)
-    rows, columns = image.shape[:2]
-    left, top = (int(offset) for offset in generator.integers(0, 2 * padding + 1, size=2))
-    padded = cv2.copyMakeBorder(image, padding, padding, padding, padding, cv2.BORDER_CONSTANT, value=(0, 0, 0))
-    return _cut(np.asarray(padded, np.uint8), boxes + padding, (left, top, left + columns, top + rows))
-
-
-def flip_horizontal(
-    image: UInt8[np.ndarray, "h w 3"], boxes: Float[np.ndarray, "m 4"]
-) -> tuple[UInt8[np.ndarray, "h w 3"], Float32[np.ndarray, "n 4"]]:
-    """Mirrors left and right.
-
-    Args:
-      image: uint8 `[h, w, 3]`.
-      boxes: `[m, 4]`, pixels of `image`, exclusive end.
-
-    Returns:
-      The image `[h, w, 3]` and the boxes `[n, 4]` in its pixels, n <= m.
-
-    Raises:
-      ValueError: an argument of the wrong shape or dtype.
-
-    Examples:
-      >>> image = np.zeros((4, 10, 3), np.uint8)
-      >>> flip_horizontal(image, np.array([[0.0, 1.0, 3.0, 2.0]], np.float32))[1].tolist()
-      [[7.0, 1.0, 10.0, 2.0]]
-    """
-    _check_image(image, boxes)
-    rows, columns = image.shape[:2]
-    mirrored = np.stack([columns - boxes[:, 2], boxes[:, 1], columns - boxes[:, 0], boxes[:, 3]], axis=1)
-    return np.ascontiguousarray(image[:, ::-1]), _clip_boxes(mirrored, rows, columns)
 
 
 def augment(
@@ -232,8 +61,10 @@ def augment(
       generator: the source of randomness.
       size: height and width of the result in pixels.
       augmentation: None resizes straight to `size`. Otherwise `kind` and its options, see `AUGMENTATIONS`:
-        `random_resized_crop` (`scale`, `ratio`, `flip`) or `pad_crop` (resize to `size`, then shift by up to `padding`
-        pixels, `flip`). `flip` mirrors every second image on average.
+        `random_resized_crop` (`scale`, `ratio`) or `pad_crop` (resize to `size`, then shift by up to `padding`
+        pixels). Both take `flip`, which mirrors every second image on average, `color_jitter`, None or the options of
+        `distcam_jax.photometric.color_jitter`, and `random_erasing`, None or those of
+        `distcam_jax.photometric.random_erasing`.
 
     Returns:
       The image `[height, width, 3]` and the boxes `[n, 4]` in its pixels, n <= m.
@@ -256,6 +87,10 @@ def augment(
         image, boxes = pad_and_crop(*resize_image(image, boxes, size), generator, padding=options["padding"])
     if options["flip"] and generator.random() < 0.5:
         image, boxes = flip_horizontal(image, boxes)
+    if options["color_jitter"] is not None:
+        image = color_jitter(image, generator, **options["color_jitter"])
+    if options["random_erasing"] is not None:
+        image = random_erasing(image, generator, **options["random_erasing"])
     return image, boxes
 
 
@@ -266,14 +101,14 @@ def check_augmentation(augmentation: Mapping[str, Any]) -> dict[str, Any]:
       augmentation: `kind` and its options, see `AUGMENTATIONS`.
 
     Returns:
-      `kind` and every option of that kind, as plain floats and integers.
+      `kind` and every option of that kind, as plain floats and integers; may be checked again.
 
     Raises:
       ValueError: an unknown kind or option (the valid ones are listed), or a value out of range.
 
     Examples:
       >>> check_augmentation({"kind": "pad_crop", "padding": 10})
-      {'kind': 'pad_crop', 'padding': 10, 'flip': True}
+      {'kind': 'pad_crop', 'padding': 10, 'flip': True, 'color_jitter': None, 'random_erasing': None}
     """
     given = dict(augmentation)
     kind = given.pop("kind", None)
@@ -287,90 +122,6 @@ def check_augmentation(augmentation: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": kind, **{name: _OPTION_CHECKS[name](value) for name, value in options.items()}}
 
 
-def check_size(size: int | tuple[int, int], argument: str = "image_size") -> tuple[int, int]:
-    """Checks a picture size and gives it as height and width.
-
-    Args:
-      size: one side of a square, or height and width, in pixels, each at least 1.
-      argument: the name that an error shows.
-
-    Returns:
-      Height and width.
-
-    Raises:
-      ValueError: anything else.
-
-    Examples:
-      >>> check_size(224), check_size((256, 128))
-      ((224, 224), (256, 128))
-    """
-    sides: Any = (size, size) if _is_integer(size) else size
-    if not (isinstance(sides, tuple | list) and len(sides) == 2 and all(_is_integer(s) and s >= 1 for s in sides)):
-        raise ValueError(f"{argument} must be a positive integer or (height, width) of such, got {size!r}")
-    return int(sides[0]), int(sides[1])
-
-
-def _sample_window(
-    generator: np.random.Generator, rows: int, columns: int, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """Gives x0, y0, x1, y1 of a random window inside an image of `rows` x `columns` pixels."""
-    for _ in range(CROP_ATTEMPTS):
-        area = rows * columns * generator.uniform(*scale)
-        aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 1 <= width <= columns and 1 <= height <= rows:
-            left = int(generator.integers(0, columns - width + 1))
-            top = int(generator.integers(0, rows - height + 1))
-            return left, top, left + width, top + height
-    aspect = min(max(columns / rows, ratio[0]), ratio[1])
-    width, height = max(1, min(columns, round(rows * aspect))), max(1, min(rows, round(columns / aspect)))
-    left, top = (columns - width) // 2, (rows - height) // 2
-    return left, top, left + width, top + height
-
-
-def _cut(image: np.ndarray, boxes: np.ndarray, window: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts the window x0, y0, x1, y1, which lies inside the image."""
-    left, top, right, bottom = window
-    moved = boxes - np.array([left, top, left, top], boxes.dtype)
-    return np.ascontiguousarray(image[top:bottom, left:right]), _clip_boxes(moved, bottom - top, right - left)
-
-
-def _clip_boxes(boxes: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Clips boxes to the picture and drops those of which nothing is left."""
-    clipped = np.clip(boxes, 0, np.array([columns, rows] * 2)).astype(np.float32)
-    kept = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
-    return clipped[kept]
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_range(value: Any) -> bool:
-    """Says whether `value` is two finite numbers in ascending order, the first above 0."""
-    numbers = isinstance(value, tuple | list) and len(value) == 2
-    numbers = numbers and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in value)
-    return bool(numbers and 0 < value[0] <= value[1] < math.inf)
-
-
-def _check_scale(scale: Any) -> tuple[float, float]:
-    if not (_is_range(scale) and scale[1] <= 1):
-        raise ValueError(f"scale must be (smallest, largest) part of the image's area, 0 < a <= b <= 1, got {scale!r}")
-    return float(scale[0]), float(scale[1])
-
-
-def _check_ratio(ratio: Any) -> tuple[float, float]:
-    if not _is_range(ratio):
-        raise ValueError(f"ratio must be (smallest, largest) width / height, 0 < a <= b, got {ratio!r}")
-    return float(ratio[0]), float(ratio[1])
-
-
-def _check_padding(padding: Any) -> int:
-    if not (_is_integer(padding) and padding >= 0):
-        raise ValueError(f"padding must be a number of pixels, at least 0, got {padding!r}")
-    return int(padding)
-
-
 def _check_flip(flip: Any) -> bool:
     if not isinstance(flip, bool):
         raise ValueError(f"flip must be True or False, got {flip!r}")
@@ -378,15 +129,10 @@ def _check_flip(flip: Any) -> bool:
 
 
 _OPTION_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "scale": _check_scale,
-    "ratio": _check_ratio,
-    "padding": _check_padding,
+    "scale": check_scale,
+    "ratio": check_ratio,
+    "padding": check_padding,
     "flip": _check_flip,
+    "color_jitter": lambda options: None if options is None else check_color_jitter(options),
+    "random_erasing": lambda options: None if options is None else check_random_erasing(options),
 }
-
-
-def _check_image(image: np.ndarray, boxes: np.ndarray) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
-        raise ValueError(f"image must be uint8 [h, w, 3], not empty, got {image.dtype} {list(image.shape)}")
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind != "f":
-        raise ValueError(f"boxes must be float [m, 4], got {boxes.dtype} {list(boxes.shape)}")

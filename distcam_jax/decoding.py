@@ -145,7 +145,7 @@ def _has_jpeg_end(encoded: bytes) -> bool:
     while (position := encoded.find(b"\xff", position)) >= 0 and position + 4 <= len(encoded):
         marker = encoded[position + 1]
         if marker == _JPEG_SCAN:
-            return encoded.find(_JPEG_END, position) >= 0
+            return encoded.rfind(_JPEG_END, position) >= 0  # from the end, where it stands in a whole file
         if marker in (0x00, 0xFF):  # stuffing, fill
             position += 1
         elif marker in _JPEG_BARE_MARKERS:

@@ -9,6 +9,7 @@ and resizing let go of Python's lock, so that threads (`num_workers=0`) keep a f
 """
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,6 +44,7 @@ __all__ = [
     "resize_image",
 ]
 
+JAX_ALIGNMENT = 64  # bytes
 EVAL_RESIZES = {"straight": resize_image, "center_crop": center_crop}
 
 Batch = dict[str, np.ndarray]
@@ -77,8 +79,8 @@ def make_train_iterator(
       batch_size: examples in a batch **of this process**.
       image_size: side of the square, or height and width, in pixels.
       seed: non-negative; decides order and augmentation.
-      augmentation: plain values such as `dict(kind="random_resized_crop", scale=(0.35, 1.0), flip=True)`, see
-        `distcam_jax.augmentations.augment`; None resizes straight.
+      augmentation: plain values such as `dict(kind="random_resized_crop", scale=(0.35, 1.0), flip=True)`, with colour
+        jitter and random erasing where wanted, see `distcam_jax.augmentations.augment`; None resizes straight.
       num_workers: worker processes; 0 reads in threads of this process.
       process_index: this process's number among those that train together.
       process_count: how many processes train together.
@@ -145,7 +147,7 @@ class TrainIterator(grain.DatasetIterator):
         self.start_prefetch()
         assert self._running is not None
         try:
-            batch = next(self._running)
+            batch = _next(self._running)
         except BaseException:
             self._stop()
             raise
@@ -274,10 +276,24 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         running = self._reader.iterate(self._batches)
         try:
-            for batch in running:
-                yield _finish(batch)
+            for _ in range(len(self)):
+                yield _finish(_next(running))
         finally:
             running.close()
+
+
+def _next(running: grain.DatasetIterator) -> Batch:
+    """The next batch; a worker process that is gone, which Grain tells by a RuntimeError, is an OSError."""
+    try:
+        return next(running)
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"a process that reads images has ended ({reason}), as one does that is killed for its memory; lower "
+            "input.num_workers"
+        ) from error
 
 
 class _Reader:
@@ -343,8 +359,17 @@ def _collate_eval(examples: list[Example], *, max_boxes: int | None) -> Batch:
 
 def _finish(batch: Batch) -> Batch:
     """Takes a batch out of the memory shared with its worker and scales its images to [0, 1]."""
-    image = np.divide(np.asarray(batch["image"]), np.float32(255), dtype=np.float32)
+    pixels = np.asarray(batch["image"])
+    image = np.divide(pixels, np.float32(255), out=_empty_aligned(pixels.shape))
     return {"image": image, **{name: np.array(value) for name, value in batch.items() if name != "image"}}
+
+
+def _empty_aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Makes an empty float32 array at an address that JAX on a CPU takes over as it is, instead of copying it."""
+    size = 4 * math.prod(shape)
+    memory = np.empty(size + JAX_ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % JAX_ALIGNMENT
+    return memory[start : start + size].view(np.float32).reshape(shape)
 
 
 def _check_source(source, batch_size, num_workers, process_index, process_count, prefetch, num_threads) -> None:

@@ -14,15 +14,18 @@ import distcam_jax
 
 ROOT = Path(__file__).parents[1]
 LEVELS = {
-    0: {"cam", "checks", "files", "losses", "localization", "statistics"},
-    1: {"models", "datasets", "input_pipeline", "augmentations", "decoding"},
+    0: {"cam", "checks", "cluster", "files", "losses", "localization", "statistics"},
+    1: {"models", "datasets", "input_pipeline", "augmentations", "decoding", "geometry", "photometric"},
     2: {"checkpoints", "prototypes", "runs", "scripts", "training", "evaluators", "report"},
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
 HEAVY = {"flax", "grain", "orbax", "tensorflow_datasets", "tensorflow", "torch", "sklearn", "matplotlib"}
-DATA = {"datasets", "input_pipeline", "augmentations", "decoding"}
+DATA = {"datasets", "input_pipeline", "augmentations", "decoding", "geometry", "photometric"}
 PUBLIC = {
     "distcam_jax": distcam_jax.__all__,
+    "distcam_jax.losses": ["proxy_nca", "batch_hard_triplet", "nt_xent", "multi_similarity", "arcface_logits"],
+    "distcam_jax.training": ["fit", "TrainState", "make_train_step"],
+    "distcam_jax.prototypes": ["Prototypes", "compute_prototypes", "load_prototypes"],
     "distcam_jax.localization": ["PROTOCOLS", "Protocol", "LocalizationScores", "evaluate_boxes"],
     "distcam_jax.models": ["MODELS", "create_model"],
     "distcam_jax.models.pretrained": ["load_torch_weights"],

@@ -63,6 +63,34 @@ def test_decode_image_cmyk_becomes_rgb(tmp_path):
     assert np.abs(decode_image(path.read_bytes()).astype(int) - [200, 50, 20]).max() <= 4
 
 
+def test_decode_image_cmyk_is_close_to_pillow(tmp_path):
+    """Adobe's CMYK stores the inks inverted; read the other way round, the picture would be its negative."""
+    image_module = pytest.importorskip("PIL.Image")
+    path = tmp_path / "cmyk.jpg"
+    cyan, magenta, yellow = (SMOOTH[..., i] for i in range(3))
+    inks = np.stack([cyan, magenta, yellow, SMOOTH[::-1, :, 0] // 2], axis=-1)
+    planes = [image_module.fromarray(np.ascontiguousarray(inks[..., i])) for i in range(4)]
+    image_module.merge("CMYK", planes).save(path, quality=98, subsampling=0)
+    assert b"Adobe" in path.read_bytes()[:100]
+    oracle = np.asarray(image_module.open(path).convert("RGB")).astype(int)
+    errors = np.abs(decode_image(path.read_bytes()).astype(int) - oracle)
+    assert errors.max() <= 3
+    assert oracle.std() > 30
+
+
+def test_decode_image_grey_jpeg_is_close_to_pillow(tmp_path):
+    image_module = pytest.importorskip("PIL.Image")
+    path = tmp_path / "grey.jpg"
+    image_module.fromarray(SMOOTH[..., 0]).save(path, quality=98)
+    oracle = np.asarray(image_module.open(path).convert("RGB")).astype(int)
+    np.testing.assert_allclose(decode_image(path.read_bytes()), oracle, atol=1)
+
+
+def test_read_example_goes_by_the_bytes_and_not_by_the_name():
+    image, *_ = read_example([{"image": encode(SMOOTH), "label": 0, "file_name": "n02105855_2933.JPEG"}], 0)
+    np.testing.assert_array_equal(image, SMOOTH)
+
+
 def test_decode_image_ignores_exif_orientation():
     encoded = with_exif(encode(SMOOTH, ".jpg"), rotated_exif())
     turned = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
