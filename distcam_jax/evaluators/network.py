@@ -169,6 +169,9 @@ def network_prototypes(
         "mean": list(inputs.mean),
         "std": list(inputs.std),
     }
+    # With the same weights these give other embeddings too.
+    model = network.config.model
+    preprocessing |= {name: str(model[name]) for name in ("pre_pool", "dtype", "last_stride") if name in model}
     wanted = dict(weights_hash=network.weights_hash, class_names=class_names, preprocessing=preprocessing)
     if given or path.is_file():
         try:
