@@ -80,10 +80,11 @@ class _NewestAndBest(checkpoint_managers.PreservationPolicy):
 def _accuracies(directory: Path) -> dict[str, float]:
     """The accuracy at each step at which one was measured; none where the file is missing or broken."""
     try:
-        return json.loads((directory.parent / "accuracies.json").read_text())
+        noted = json.loads((directory.parent / "accuracies.json").read_text())
+        return {str(int(step)): float(accuracy) for step, accuracy in noted.items()}
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         logging.warning("%s does not read (%s)", directory.parent / "accuracies.json", error)
         return {}
 
@@ -181,7 +182,7 @@ def _one_line(manager: ocp.CheckpointManager) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise for a full disk and the like into an OSError."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of many types: ValueError, RuntimeError, XlaRuntimeError...
         reason = " ".join(str(error).split())[-300:]
         raise OSError(
             f"a checkpoint cannot be written to {manager.directory} ({reason}); the ones before are kept. Make room or "

@@ -10,6 +10,10 @@ and resizing let go of Python's lock, so that threads (`num_workers=0`) keep a f
 
 import functools
 import math
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +36,7 @@ from distcam_jax.decoding import Source, decode_image, read_example
 
 __all__ = [
     "EvalBatches",
+    "Part",
     "Source",
     "TrainIterator",
     "center_crop",
@@ -317,6 +322,38 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     flags.FLAGS.mark_as_parsed()
     cv2.setNumThreads(1)
+    # A terminal and Slurm signal the workers too; it is for the process that trains to say when they are not needed.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends a worker process whose parent is gone, killed perhaps, and could not end it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+class Part:
+    """Some neighbouring examples of a source, themselves a source.
+
+    Args:
+      source: the examples, see `Source`.
+      start: position of the first.
+      stop: position after the last; None, or one beyond the end, is the end.
+    """
+
+    def __init__(self, source: Source, start: int, stop: int | None = None):
+        self._source = source
+        self._range = range(len(source))[start:stop]
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._source[self._range[index]]
 
 
 def _read_train_example(index: int, generator: np.random.Generator, *, source, size, augmentation) -> Example:

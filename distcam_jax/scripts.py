@@ -47,6 +47,10 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except _MENDABLE as error:
+            if jax.process_count() > 1:
+                # The other processes wait for this one in a collective, and a regular exit would wait for them.
+                print(f"{name}: process {jax.process_index()}: {_one_line(error)}", file=sys.stderr, flush=True)
+                os._exit(1)
             sys.exit(f"{name}: {_one_line(error)}")
         except Stopped as stopped:
             print(f"{name}: {stopped}", file=sys.stderr)

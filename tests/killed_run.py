@@ -1,7 +1,8 @@
 """Kills a training run again and again: python -m tests.killed_run <workdir> <kills> <seed>.
 
 This process imports everything and starts nothing; every attempt is a fork of it that trains in the folder and is ended
-by SIGKILL at a random moment: before the first step, between steps, inside a step, or while a checkpoint is written.
+by SIGKILL at a random moment. Every second one is drawn from the start of the process on, so that it may come before
+the first step; the others from the next finished checkpoint on, so that the run gets somewhere.
 """
 
 import os
@@ -22,7 +23,7 @@ from tests.tiny_run import tiny_config
 
 def killed_config() -> ml_collections.ConfigDict:
     """So many steps, and so many checkpoints, that the kills hit every kind of moment."""
-    return tiny_config(**{"epochs": 15.0, "checkpoint.every_steps": 2, "average": 0.9})
+    return tiny_config(**{"epochs": 37.5, "checkpoint.every_steps": 2, "average": 0.9})
 
 
 def start(workdir: str) -> int:
@@ -43,13 +44,17 @@ def newest(workdir: str) -> int:
 
 def main(workdir: str, kills: int, seed: int) -> None:
     """Prints the newest step after every kill, then lets the run go to its end."""
-    moments = random.Random(seed)
-    for _ in range(kills):
-        before, child = newest(workdir), start(workdir)
-        while newest(workdir) == before and os.waitpid(child, os.WNOHANG) == (0, 0):
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0.0, 0.25))
-        os.kill(child, signal.SIGKILL)
+    moments, usual = random.Random(seed), 2.0
+    for attempt in range(kills):
+        before, begin, child = newest(workdir), time.monotonic(), start(workdir)
+        if attempt % 2:
+            time.sleep(moments.uniform(0.0, usual))
+        else:
+            while newest(workdir) == before and os.waitpid(child, os.WNOHANG) == (0, 0):
+                time.sleep(0.002)
+            usual = 1.3 * (time.monotonic() - begin)  # what this machine takes to the first checkpoint, and a little
+            time.sleep(moments.uniform(0.0, 0.1))
+        os.kill(child, signal.SIGKILL)  # fails where the run is at its end: then it was too short
         os.waitpid(child, 0)
         print(newest(workdir), flush=True)
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(start(workdir), 0)[1]))

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -60,8 +61,9 @@ def train_on_two(workdir, changes, *, stop=False):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes))
     if stop:
-        while not list(workdir.glob("tensorboard/*")) and processes[0].poll() is None:
-            continue
+        deadline = time.monotonic() + 120
+        while not list(workdir.glob("tensorboard/*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
         processes[1].send_signal(signal.SIGTERM)
     results = [process.communicate(timeout=300) for process in processes]
     for process, (_, errors) in zip(processes, results, strict=True):

@@ -69,6 +69,12 @@ def test_load_dataset_source_can_be_pickled_after_use(data_dir):
     assert "0x" not in repr(source)
 
 
+def test_load_dataset_source_of_the_default_options_can_be_pickled(prepared_data):
+    source = load_dataset("digits", "test").source
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[3]["image"] == source[3]["image"]
+
+
 def test_load_dataset_slices_are_complementary(data_dir):
     parts = [load_dataset("digits", split, data_dir=data_dir, **SIZES) for split in ("train[:70%]", "train[70%:]")]
     both = load_dataset("digits", "train[70%:]+validation", data_dir=data_dir, **SIZES)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -129,6 +130,11 @@ def test_load_dataset_gives_plain_values(folder, tmp_path):
     assert {name: type(example[name]) for name in types} == types
     assert (example["image_width"], example["image_height"]) == (40, 30)
     assert (example["boxes"].dtype, example["boxes"].shape[1:]) == (np.float32, (4,))
+
+
+def test_load_dataset_source_can_be_pickled(folder, tmp_path):
+    source = load("validation", tmp_path, folder).source
+    assert pickle.loads(pickle.dumps(source))[0]["image"] == source[0]["image"]
 
 
 def test_ilsvrc_ids_are_in_another_order_than_labels():

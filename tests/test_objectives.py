@@ -76,7 +76,7 @@ def test_objective_with_an_angular_margin_is_larger_than_without(name):
 
 @pytest.mark.parametrize("name", objectives.METRIC_LOSSES)
 def test_every_loss_trains_a_network(name):
-    config = tiny_config("metric", **{"metric.loss": name})
+    config = tiny_config("metric", **{"metric.loss": name, "metric.auxiliary": 0.0, "optimizer.weight_decay": 0.0})
     mesh = training.create_mesh(jax.devices()[:1])
     optimizer = training.make_optimizer(config, lambda step: 0.01)
     graph, state = training.create_state(config, 10, optimizer, mesh)
@@ -84,6 +84,7 @@ def test_every_loss_trains_a_network(name):
     before = jax.device_get(state.params["model"])
     state, metrics = training.make_train_step(config, graph, optimizer)(state, training.shard_batch(batch, mesh))
     assert all(np.isfinite(value) for value in jax.device_get(metrics).values())
+    assert metrics["gradient_norm"] > 0
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, jax.device_get(state.params["model"]))
     assert any(jax.tree.leaves(moved))
 

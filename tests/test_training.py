@@ -21,7 +21,7 @@ def run_steps(config, devices, steps=3):
     mesh = training.create_mesh(devices)
     optimizer = training.make_optimizer(config, training.learning_rate_schedule(config, 10, 5))
     graph, state = training.create_state(config, 10, optimizer, mesh)
-    step = training.make_train_step(config, graph, optimizer)
+    step = training.make_train_step(config, graph, optimizer, training.shardings_of(state))
     for number in range(steps):
         state, metrics = step(state, training.shard_batch(batch_of(16, number), mesh))
     return jax.device_get(state), jax.device_get(metrics)
@@ -78,8 +78,9 @@ def test_train_step_in_micro_batches_averages_the_gradients_of_every_other_row()
     chex.assert_trees_all_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_weights_are_the_weighted_mean_of_the_steps():
-    decay, steps = 0.7, 4
+@pytest.mark.parametrize("decay", [0.7, 0.99999])
+def test_evaluation_weights_are_the_weighted_mean_of_the_steps(decay):
+    steps = 4
     config = tiny_config(average=decay)
     mesh = training.create_mesh(jax.devices()[:1])
     optimizer = training.make_optimizer(config, lambda step: 0.1)

@@ -33,6 +33,12 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     SPLITS: tuple[str, ...] = ()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # tfds refuses a copy of a config that the class itself lists.
+        original = state["_original_state"]
+        config = _known(type(self), original["config"])
+        super().__setstate__({"_original_state": {**original, "config": config}})
+
     def local_info(self, description: str, **extra_features: Any) -> tfds.core.DatasetInfo:
         """The `DatasetInfo` of every data set here; `extra_features` come on top of the four common ones."""
         features = {
@@ -70,7 +76,7 @@ def prepare(
     Raises:
       ValueError: prepared data lacks a file.
     """
-    config = next((known for known in builder_class.BUILDER_CONFIGS if known.name == config.name), config)
+    config = _known(builder_class, config)
 
     def open_builder() -> LocalBuilder:
         return builder_class(data_dir=os.fspath(data_dir), config=config, file_format="array_record")
@@ -86,6 +92,11 @@ def prepare(
     return builder
 
 
+def _known(builder_class: type[LocalBuilder], config: tfds.core.BuilderConfig) -> tfds.core.BuilderConfig:
+    """The config of this name that the class lists, or else the config itself."""
+    return next((known for known in builder_class.BUILDER_CONFIGS if known.name == config.name), config)
+
+
 def _build(builder: LocalBuilder, manual_dir: str | os.PathLike[str] | None) -> None:
     """Prepares the data from a clean start; the caller holds the lock."""
     for leftover in [builder.data_path, *builder.data_path.parent.glob("incomplete.*")]:
@@ -95,7 +106,9 @@ def _build(builder: LocalBuilder, manual_dir: str | os.PathLike[str] | None) -> 
     try:
         with _shuffle.plain_files():
             builder.download_and_prepare(download_config=config)
-    except RuntimeError as error:  # of the ArrayRecord writer, for a full disk and the like
+    except RuntimeError as error:
+        if "write()" not in str(error):  # of the ArrayRecord writer, for a full disk and the like
+            raise
         reason = " ".join(str(error).split())
         raise OSError(
             f"the data set cannot be written to {builder.data_path} ({reason}); make room or name another data_dir"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from distcam_jax import checkpoints, training
 from distcam_jax.cam import nearest_prototype
 from distcam_jax.datasets import Dataset
-from distcam_jax.input_pipeline import make_eval_batches
+from distcam_jax.input_pipeline import Part, make_eval_batches
 from distcam_jax.models import class_weights
 from distcam_jax.models.convolution import compiler_options
 from distcam_jax.models.pretrained import load_torch_weights
@@ -173,15 +173,17 @@ def network_prototypes(
     model = network.config.model
     preprocessing |= {name: str(model[name]) for name in ("pre_pool", "dtype", "last_stride") if name in model}
     wanted = dict(weights_hash=network.weights_hash, class_names=class_names, preprocessing=preprocessing)
+    data, batch = training.load_split(network.config, "train"), network.even_batch(batch)
+    made_from = _pass_identity(network.config, data)
     if given or path.is_file():
         try:
-            return load_prototypes(path, **wanted)
+            # A file that the user names may stand for other images; one that lies there must be of these.
+            return load_prototypes(path, **wanted, made_from=None if given else made_from)
         except ValueError as error:
             if given:
                 raise
             logging.warning("%s", error)
-    data, batch = training.load_split(network.config, "train"), network.even_batch(batch)
-    partial = PartialSums(path, {**wanted, **_pass_identity(network.config, data), "batch": batch})
+    partial = PartialSums(path, {**wanted, **made_from, "batch": batch})
     values, counts = compute_prototypes(
         lambda images: network(images)[1]["embedding"],
         functools.partial(_training_batches, network, data.source, batch),
@@ -189,7 +191,7 @@ def network_prototypes(
         partial=partial,
         name_of=lambda index: data.source[index].get("file_name", "an image without a file name"),
     )
-    prototypes = Prototypes(values, counts, tuple(class_names), preprocessing, network.weights_hash)
+    prototypes = Prototypes(values, counts, tuple(class_names), preprocessing, network.weights_hash, made_from)
     prototypes.save(path)
     partial.remove()
     return prototypes
@@ -206,22 +208,9 @@ def _training_batches(network: Network, source, batch: int, first: int) -> Itera
     skipped, title = first * batch, f"prototypes of the {network.name} network"
     with tqdm(desc=title, total=-(-len(source) // batch), initial=first, unit="batch", leave=False) as bar:
         if skipped < len(source):  # otherwise the pass had ended, but its prototypes were not saved
-            for one in network.batches(_Rest(source, skipped), batch=batch):
+            for one in network.batches(Part(source, skipped), batch=batch):
                 yield {**one, "index": one["index"] + skipped}
                 bar.update()
-
-
-class _Rest:
-    """A source without its first examples."""
-
-    def __init__(self, source, skipped: int):
-        self._source, self._skipped = source, skipped
-
-    def __len__(self) -> int:
-        return len(self._source) - self._skipped
-
-    def __getitem__(self, index: int):
-        return self._source[index + self._skipped]
 
 
 def rank_classes(network: Network, prototypes: Prototypes, output, embedding, *, top: int = 5):

@@ -89,6 +89,11 @@ def evaluate(
     data = training.load_split(config, "eval")
     results = []
     for name, (run_config, folder, file, imported) in zip(_names(entries), entries, strict=True):
+        try:
+            runs.check_config(run_config)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
+        run_config.evaluate.checkpoint = config.evaluate.checkpoint
         if _portable(run_config)["data"] != _portable(config)["data"]:
             raise ValueError(
                 f"{folder} was trained on other data than this configuration's; only runs on the same data compare"
@@ -110,10 +115,16 @@ def _write(path: Path, text: str) -> None:
 
 
 def _names(entries) -> list[str]:
-    """A run is called by its objective, or by its folder where two share one."""
+    """A run is called by its objective, or by the end of its folder's path where two share one."""
     objectives = [config.objective for config, *_ in entries]
+    folders = [folder.absolute().parts for _, folder, *_ in entries]
+    shared = max(objectives.count(objective) for objective in objectives) > 1
+    parts = next((n for n in range(1, 99) if len({path[-n:] for path in folders}) == len(folders)), None)
+    if shared and parts is None:
+        raise ValueError(f"the run {entries[0][1]} is to be compared with itself; give every folder once")
     return [
-        config.objective if objectives.count(config.objective) == 1 else folder.name for config, folder, *_ in entries
+        objective if objectives.count(objective) == 1 else "/".join(path[-parts:])
+        for objective, path in zip(objectives, folders, strict=True)
     ]
 
 

@@ -25,6 +25,7 @@ class Prototypes:
         class_names: readable names, c of them.
         preprocessing: how images became the network's input (size, resize, mean, std).
         weights_hash: `hash_weights` of the network.
+        made_from: which images were averaged; empty where nobody said.
 
     Raises:
         ValueError: when shapes, types and the number of names do not fit each other.
@@ -35,6 +36,7 @@ class Prototypes:
     class_names: tuple[str, ...]
     preprocessing: dict
     weights_hash: str
+    made_from: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         shape, kind = np.shape(self.prototypes), self.prototypes.dtype.kind
@@ -57,6 +59,7 @@ class Prototypes:
             "class_names": json.dumps(self.class_names),
             "preprocessing": json.dumps(self.preprocessing, sort_keys=True),
             "weights_hash": self.weights_hash,
+            "made_from": json.dumps(self.made_from, sort_keys=True),
         }
         # safetensors writes an array's memory as it lies, whatever its order.
         arrays = {"prototypes": np.ascontiguousarray(self.prototypes), "counts": np.ascontiguousarray(self.counts)}
@@ -69,6 +72,7 @@ def load_prototypes(
     weights_hash: str | None = None,
     class_names: Sequence[str] | None = None,
     preprocessing: dict | None = None,
+    made_from: dict | None = None,
 ) -> Prototypes:
     """Reads a prototypes file and refuses one that does not fit.
 
@@ -77,6 +81,7 @@ def load_prototypes(
         weights_hash: the network's `hash_weights`; None skips this check.
         class_names: the data set's names; None skips this check.
         preprocessing: the configuration's; None skips this check.
+        made_from: which images it must be the mean of; None skips this check.
 
     Returns:
         The prototypes.
@@ -102,6 +107,7 @@ def load_prototypes(
         "weights_hash": weights_hash,
         "class_names": None if class_names is None else tuple(class_names),
         "preprocessing": None if preprocessing is None else json.loads(json.dumps(preprocessing)),
+        "made_from": None if made_from is None else json.loads(json.dumps(made_from)),
     }
     for name, value in expected.items():
         if value is not None and value != getattr(loaded, name):
@@ -134,6 +140,7 @@ def _read(path: Path) -> Prototypes:
             class_names=tuple(json.loads(metadata["class_names"])),
             preprocessing=json.loads(metadata["preprocessing"]),
             weights_hash=metadata["weights_hash"],
+            made_from=json.loads(metadata.get("made_from", "{}")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

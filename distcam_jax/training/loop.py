@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from distcam_jax import checkpoints, runs
 from distcam_jax.cluster import Stopped, StopSignal, agree, is_primary
 from distcam_jax.datasets import Dataset, load_dataset
-from distcam_jax.input_pipeline import EvalBatches, TrainIterator, make_eval_batches, make_train_iterator
+from distcam_jax.input_pipeline import EvalBatches, Part, TrainIterator, make_eval_batches, make_train_iterator
 from distcam_jax.training.optimizers import learning_rate_schedule, make_optimizer
 from distcam_jax.training.progress import Profile, Progress, Recent
 from distcam_jax.training.state import TrainState, build_model, create_mesh, create_state, shard_batch
@@ -65,9 +65,11 @@ def fit(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
             progress = Progress(workdir, first, steps, config.batch, schedule)
             recent = Recent(workdir, lambda index: data.source[index]["file_name"])
             run = _Run(config, mesh, steps, train_step, validate, manager, progress, recent)
+            profile = Profile(config, workdir, first, steps)
             try:
-                state = run.train(first, state, iterator, Profile(config, workdir, first, steps))
+                state = run.train(first, state, iterator, profile)
             finally:
+                profile.close()
                 progress.close()
                 iterator.close()
     return state
@@ -138,30 +140,17 @@ def _batches(config: ml_collections.ConfigDict, data: Dataset) -> TrainIterator:
     )
 
 
-class _First:
-    """The first examples of a source."""
-
-    def __init__(self, source, count: int):
-        self.source, self.count = source, min(count, len(source))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int):
-        return self.source[index]
-
-
 def _validation(config: ml_collections.ConfigDict, num_classes: int, mesh: Mesh):
     """A function from the state to the accuracy on held-out images, or None where none are asked for."""
     if not config.checkpoint.validation_images:
         return None
-    source = _First(load_split(config, "tune").source, config.checkpoint.validation_images)
+    source = Part(load_split(config, "tune").source, 0, config.checkpoint.validation_images)
     local = mesh.size // jax.process_count()
     batches = make_eval_batches(
         source,
         batch_size=-(-min(config.evaluate.batch, len(source)) // mesh.size) * local,
         image_size=config.input.image_size,
-        num_workers=config.input.num_workers,
+        num_workers=min(2, config.input.num_workers),  # they are started anew for every pass
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -172,7 +161,10 @@ def _validation(config: ml_collections.ConfigDict, num_classes: int, mesh: Mesh)
 
 
 def _accuracy(step, batches: EvalBatches, mesh: Mesh, state: TrainState) -> float:
-    counts = [step(state, shard_batch({k: batch[k] for k in ("image", "label", "mask")}, mesh)) for batch in batches]
+    counts = []
+    for batch in batches:
+        counts.append(step(state, shard_batch({k: batch[k] for k in ("image", "label", "mask")}, mesh)))
+        jax.block_until_ready(counts[-Recent.ahead :][0])  # each step under way holds a batch on the device
     right, images = (sum(int(count) for count in column) for column in zip(*counts, strict=True))
     return right / images
 

@@ -119,23 +119,31 @@ class Recent:
 
 
 class Profile:
-    """A trace of `profile` steps in the run's folder `profile`, taken once compilation is over.
+    """A trace of `profile` steps in the run's folder `profile`, after ten others, or the first where there are fewer.
 
     TensorBoard, XProf and Perfetto show it.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, first: int, steps: int):
         self.workdir = workdir
-        self.begin = first + min(10, max(0, steps - first - config.profile) // 2)
+        self.begin = min(first + 10, max(first + 1, steps - config.profile), steps - 1)
         self.end = min(steps, self.begin + config.profile) if config.profile else None
+        self.is_tracing = False
 
     def before(self, step: int) -> None:
         """To be called before a step is started."""
         if self.end is not None and step == self.begin + 1:
             jax.profiler.start_trace(str(self.workdir / "profile"))
+            self.is_tracing = True
 
     def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """To be called when a step has been started."""
         if step == self.end:
             jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace, if one is being taken."""
+        if self.is_tracing:
+            self.is_tracing = False
             jax.profiler.stop_trace()

@@ -1,6 +1,7 @@
 """What training changes, and where it lies: the model, its optimizer and the mesh of devices."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -91,8 +92,8 @@ def create_state(
 
     Args:
       config: see `configs/`. With `sharding` "replicated" every device holds the whole state; with "fsdp" each holds
-        its part of the parameters, of the optimizer's state and of the average, and a step gathers the parameters it
-        needs (Rajbhandari et al., "ZeRO", SC 2020).
+        its part of the parameters, of the optimizer's state and of the average between steps; a step starts with
+        gathering all parameters and ends with splitting their gradients (after Rajbhandari et al., "ZeRO", SC 2020).
       num_classes: classes c of the training data.
       optimizer: from `make_optimizer`.
       mesh: from `create_mesh`.
@@ -145,4 +146,6 @@ def evaluation_weights(config: ml_collections.ConfigDict, state: TrainState) -> 
     """The model's parameters and statistics that are evaluated: the moving average where there is one."""
     if state.average is None:
         return state.params["model"], state.statistics
-    return optax.tree.bias_correction(state.average.ema, config.average, state.average.count.astype(jnp.float32))
+    # What the steps so far add up to, 1 - decay ** count, which float32 has no digits for when the decay is near 1.
+    total = -jnp.expm1(state.average.count.astype(jnp.float32) * math.log(config.average))
+    return jax.tree.map(lambda leaf: leaf / total, state.average.ema)

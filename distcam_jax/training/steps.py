@@ -41,38 +41,7 @@ def make_train_step(
       means: "loss" in nats, "accuracy", and "gradient_norm".
     """
     average = weight_average(config)
-
-    def loss_fn(params, statistics, means, batch, key):
-        model = nnx.merge(graph, params["model"], statistics, copy=True)
-        output, features = model(normalize(batch["image"], config), key=key)
-        loss, logits, means = objective(config, params, means, output, features["embedding"], batch["label"])
-        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
-        _, _, statistics = nnx.split(model, nnx.Param, ...)
-        return loss, (statistics, means, accuracy)
-
-    def gradients_of(params, statistics, means, batch, key):
-        grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (statistics, means, accuracy)), gradients = grad(params, statistics, means, batch, key)
-        return gradients, statistics, means, {"loss": loss, "accuracy": accuracy}
-
-    def accumulated(params, statistics, means, batch, key):
-        count = config.accumulate
-        if count == 1:
-            return gradients_of(params, statistics, means, batch, key)
-        micro_batches = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
-
-        def body(carry, inputs):
-            sums, statistics, means = carry
-            number, micro_batch = inputs
-            gradients, statistics, means, metrics = gradients_of(
-                params, statistics, means, micro_batch, jax.random.fold_in(key, number)
-            )
-            return (jax.tree.map(jnp.add, sums, gradients), statistics, means), metrics
-
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        carry, metrics = jax.lax.scan(body, (zeros, statistics, means), (jnp.arange(count), micro_batches))
-        gradients = jax.tree.map(lambda x: x / count, carry[0])
-        return gradients, carry[1], carry[2], jax.tree.map(jnp.mean, metrics)
+    gradients_of = _accumulated(_gradients(config, graph), config.accumulate)
 
     @functools.partial(
         jax.jit,
@@ -84,7 +53,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         means = (state.class_means, state.class_counts)
         whole = state.params if shardings is None else _placed(state.params, _whole(shardings.params))
-        gradients, statistics, means, metrics = accumulated(whole, state.statistics, means, batch, key)
+        gradients, statistics, means, metrics = gradients_of(whole, state.statistics, means, batch, key)
         gradients = gradients if shardings is None else _placed(gradients, shardings.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
@@ -104,6 +73,49 @@ def make_train_step(
         return state, metrics
 
     return step
+
+
+def _gradients(config: ml_collections.ConfigDict, graph: nnx.GraphDef) -> Callable:
+    """The function from parameters, statistics, class means, a batch and a key to gradients and what else changes."""
+
+    def loss_fn(params, statistics, means, batch, key):
+        model = nnx.merge(graph, params["model"], statistics, copy=True)
+        output, features = model(normalize(batch["image"], config), key=key)
+        loss, logits, means = objective(config, params, means, output, features["embedding"], batch["label"])
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
+        _, _, statistics = nnx.split(model, nnx.Param, ...)
+        return loss, (statistics, means, accuracy)
+
+    def gradients_of(params, statistics, means, batch, key):
+        grad = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (statistics, means, accuracy)), gradients = grad(params, statistics, means, batch, key)
+        return gradients, statistics, means, {"loss": loss, "accuracy": accuracy}
+
+    return gradients_of
+
+
+def _accumulated(gradients_of: Callable, count: int) -> Callable:
+    """The same function, over `count` micro-batches one after the other; gradients and metrics are their means."""
+    if count == 1:
+        return gradients_of
+
+    def accumulated(params, statistics, means, batch, key):
+        # The rows of a device stay on it, whatever their number.
+        micro_batches = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def body(carry, inputs):
+            sums, statistics, means = carry
+            number, micro_batch = inputs
+            own_key = jax.random.fold_in(key, number)
+            gradients, statistics, means, metrics = gradients_of(params, statistics, means, micro_batch, own_key)
+            return (jax.tree.map(jnp.add, sums, gradients), statistics, means), metrics
+
+        start = (jax.tree.map(jnp.zeros_like, params), statistics, means)
+        carry, metrics = jax.lax.scan(body, start, (jnp.arange(count), micro_batches))
+        gradients = jax.tree.map(lambda x: x / count, carry[0])
+        return gradients, carry[1], carry[2], jax.tree.map(jnp.mean, metrics)
+
+    return accumulated
 
 
 def _placed(tree, shardings):
