@@ -8,6 +8,7 @@ Worker processes are spawned: a script that asks for them runs its work under `i
 and resizing let go of Python's lock, so that threads (`num_workers=0`) keep a few cores busy without any process.
 """
 
+import contextlib
 import functools
 import math
 import multiprocessing
@@ -15,6 +16,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from multiprocessing import resource_tracker
 from typing import Any
 
 import cv2
@@ -50,6 +52,8 @@ __all__ = [
 ]
 
 JAX_ALIGNMENT = 64  # bytes
+# A terminal and Slurm send these to workers too; it is for the process that trains to say when they are not needed.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EVAL_RESIZES = {"straight": resize_image, "center_crop": center_crop}
 
 Batch = dict[str, np.ndarray]
@@ -145,6 +149,7 @@ class TrainIterator(grain.DatasetIterator):
         self._identity = identity
         self._next_batch = 0
         self._running: grain.DatasetIterator | None = None
+        self._has_begun = False
         self._is_closed = False
 
     def __next__(self) -> Batch:
@@ -152,7 +157,8 @@ class TrainIterator(grain.DatasetIterator):
         self.start_prefetch()
         assert self._running is not None
         try:
-            batch = _next(self._running)
+            batch = _next(self._running) if self._has_begun else self._reader.first(self._running)
+            self._has_begun = True
         except BaseException:
             self._stop()
             raise
@@ -186,8 +192,9 @@ class TrainIterator(grain.DatasetIterator):
         if self._is_closed:
             raise ValueError(f"{self} is closed: make another one and restore the state")
         if self._running is None:
-            self._running = self._reader.iterate(self._batches.slice(slice(self._next_batch, None)))
-            self._running.start_prefetch()
+            with _signals_held_back() if self._reader.has_workers else contextlib.nullcontext():
+                self._running = self._reader.iterate(self._batches.slice(slice(self._next_batch, None)))
+                self._running.start_prefetch()
 
     def close(self) -> None:
         """Ends threads and worker processes."""
@@ -201,7 +208,7 @@ class TrainIterator(grain.DatasetIterator):
     def _stop(self) -> None:
         if self._running is not None:
             self._running.close()
-            self._running = None
+            self._running, self._has_begun = None, False
 
 
 def make_eval_batches(
@@ -281,8 +288,8 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         running = self._reader.iterate(self._batches)
         try:
-            for _ in range(len(self)):
-                yield _finish(_next(running))
+            for number in range(len(self)):
+                yield _finish(_next(running) if number else self._reader.first(running))
         finally:
             running.close()
 
@@ -306,6 +313,7 @@ class _Reader:
 
     def __init__(self, num_workers: int, num_threads: int, prefetch: int):
         self._workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
+        self.has_workers = num_workers > 0
         threads = 0 if num_workers else num_threads
         self._threads = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
 
@@ -314,7 +322,24 @@ class _Reader:
         cv2.setNumThreads(1)
         if self._workers.num_workers and not flags.FLAGS.is_parsed():  # Grain reads its flags when it starts workers
             flags.FLAGS.mark_as_parsed()
-        return iter(batches.to_iter_dataset(self._threads).mp_prefetch(self._workers, worker_init_fn=_start_worker))
+        dataset = batches.to_iter_dataset(self._threads).mp_prefetch(self._workers, worker_init_fn=_start_worker)
+        return iter(dataset)
+
+    def first(self, running: grain.DatasetIterator) -> Batch:
+        """The first batch of an iterator, for which worker processes are started."""
+        with _signals_held_back() if self.has_workers else contextlib.nullcontext():
+            return _next(running)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Processes that are started here never receive SIGINT and SIGTERM; this one does, as soon as it is over."""
+    resource_tracker.ensure_running()  # which would let the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
@@ -322,8 +347,7 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     flags.FLAGS.mark_as_parsed()
     cv2.setNumThreads(1)
-    # A terminal and Slurm signal the workers too; it is for the process that trains to say when they are not needed.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
