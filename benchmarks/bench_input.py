@@ -28,11 +28,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from measure import machine, median_interval, spread
+from measure import machine, median_interval, output_file, spread, whole_number
 from photographs import HEIGHT, WIDTH, PhotographSource, encode, photograph, write_photographs
 
-from distcam_jax.augmentations import augment, center_crop, resize_image
+from distcam_jax.augmentations import augment
 from distcam_jax.decoding import decode_image
+from distcam_jax.geometry import center_crop, resize_image
 from distcam_jax.input_pipeline import make_eval_batches, make_train_iterator
 
 HAS_TORCH = all(importlib.util.find_spec(name) is not None for name in ("torch", "torchvision"))
@@ -231,21 +232,6 @@ def measure_resize():
 
 
 # ---- arguments, tables
-
-
-def whole_number(text):
-    """A whole number of at least 1."""
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def output_file(text):
-    """A file in a folder that is there."""
-    path = pathlib.Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}")
-    return path
 
 
 def parse_arguments():

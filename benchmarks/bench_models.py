@@ -30,12 +30,15 @@ from measure import (
     CLASSES,
     LEARNING_RATE,
     MOMENTUM,
+    OneLineParser,
     machine,
     median_interval,
+    output_file,
     peak_resident_mib,
     random_batch,
     spread,
     take_turns,
+    whole_number,
 )
 
 from distcam_jax import losses
@@ -59,14 +62,6 @@ def enable_cache(folder):
 # ---- arguments
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message):
-        """Ends with the line."""
-        sys.exit(f"{self.prog}: {message}")
-
-
 def model_names(text):
     """Names that stand between commas."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
@@ -74,21 +69,6 @@ def model_names(text):
         if name not in NAMES:
             raise argparse.ArgumentTypeError(f"unknown model {name!r}; choose from {', '.join(NAMES)}")
     return names
-
-
-def whole_number(text, smallest=1):
-    """A whole number that is not too small."""
-    if not text.strip().isdecimal() or int(text) < smallest:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {smallest}, got {text!r}")
-    return int(text)
-
-
-def output_file(text):
-    """A file in a folder that is there."""
-    path = pathlib.Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}")
-    return path
 
 
 def parse_arguments():

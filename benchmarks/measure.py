@@ -1,13 +1,15 @@
-"""What the benchmarks share: taking turns, spreads and intervals, the batch, and the machine.
+"""What the benchmarks share: taking turns, spreads and intervals, the batch, the machine, and arguments.
 
 JAX is imported where it is used, so that a process that shows PyTorch's memory alone can import this module.
 """
 
+import argparse
 import datetime
 import os
 import pathlib
 import platform
 import statistics
+import sys
 import time
 
 import numpy as np
@@ -86,3 +88,26 @@ def machine():
         "device": jax.devices()[0].device_kind,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
     }
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message):
+        """Ends with the line."""
+        sys.exit(f"{self.prog}: {message}")
+
+
+def whole_number(text, smallest=1):
+    """A whole number that is not too small."""
+    if not text.strip().isdecimal() or int(text) < smallest:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {smallest}, got {text!r}")
+    return int(text)
+
+
+def output_file(text):
+    """A file in a folder that is there."""
+    path = pathlib.Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}")
+    return path

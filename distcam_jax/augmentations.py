@@ -11,31 +11,15 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from distcam_jax.geometry import (
-    center_crop,
     check_padding,
     check_ratio,
     check_scale,
-    check_size,
     flip_horizontal,
     pad_and_crop,
     random_resized_crop,
     resize_image,
 )
 from distcam_jax.photometric import check_color_jitter, check_random_erasing, color_jitter, random_erasing
-
-__all__ = [
-    "AUGMENTATIONS",
-    "augment",
-    "center_crop",
-    "check_augmentation",
-    "check_size",
-    "color_jitter",
-    "flip_horizontal",
-    "pad_and_crop",
-    "random_erasing",
-    "random_resized_crop",
-    "resize_image",
-]
 
 _COMMON = {"flip": True, "color_jitter": None, "random_erasing": None}
 

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
+from distcam_jax.checks import one_line
 from distcam_jax.cluster import is_primary
 from distcam_jax.files import write_atomically
 
@@ -142,7 +143,7 @@ def save(
     """
     items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(iterator.get_state())}
     _check_room(Path(manager.directory), state)
-    with _one_line(manager):
+    with _as_os_error(manager):
         if is_primary():
             _note_accuracy(Path(manager.directory), step, accuracy)
         saved = manager.save(step, args=ocp.args.Composite(**items))
@@ -173,17 +174,17 @@ def _note_accuracy(directory: Path, step: int, accuracy: float | None) -> None:
 
 def finish(manager: ocp.CheckpointManager) -> None:
     """Waits until the save under way is written; an OSError says that it cannot be."""
-    with _one_line(manager):
+    with _as_os_error(manager):
         manager.wait_until_finished()
 
 
 @contextlib.contextmanager
-def _one_line(manager: ocp.CheckpointManager) -> Iterator[None]:
+def _as_os_error(manager: ocp.CheckpointManager) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise for a full disk and the like into an OSError."""
     try:
         yield
     except Exception as error:  # of many types: ValueError, RuntimeError, XlaRuntimeError...
-        reason = " ".join(str(error).split())[-300:]
+        reason = one_line(error)[-300:]
         raise OSError(
             f"a checkpoint cannot be written to {manager.directory} ({reason}); the ones before are kept. Make room or "
             "mend the folder; the same command goes on from them"
@@ -271,7 +272,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, state: Any, iterator: An
             iterator.set_state(restored["data"])
     # Orbax and TensorStore raise many types for a broken folder (KeyError, FileNotFoundError, XlaRuntimeError...).
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         logging.warning("checkpoint %d in %s does not read (%s)", step, manager.directory, reason)
         return None
     return restored["state"]

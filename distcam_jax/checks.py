@@ -5,6 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def one_line(error: BaseException) -> str:
+    """The text of an error, whatever its line breaks."""
+    return " ".join(str(error).split())
+
+
 def integer_labels(labels, size: int) -> jax.Array:
     """Class labels, one for each of `size` samples, as an array; a ValueError where they are not."""
     labels = jnp.asarray(labels)

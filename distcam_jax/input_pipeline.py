@@ -8,33 +8,25 @@ Worker processes are spawned: a script that asks for them runs its work under `i
 and resizing let go of Python's lock, so that threads (`num_workers=0`) keep a few cores busy without any process.
 """
 
-import contextlib
 import functools
 import math
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping
-from multiprocessing import resource_tracker
 from typing import Any
 
-import cv2
 import grain
 import numpy as np
-from absl import flags
 
-from distcam_jax.augmentations import (
-    augment,
+from distcam_jax.augmentations import augment, check_augmentation
+from distcam_jax.decoding import Part, Source, decode_image, read_example
+from distcam_jax.geometry import (
     center_crop,
-    check_augmentation,
     check_size,
     flip_horizontal,
     pad_and_crop,
     random_resized_crop,
     resize_image,
 )
-from distcam_jax.decoding import Source, decode_image, read_example
+from distcam_jax.reading import Reader, Running
 
 __all__ = [
     "EvalBatches",
@@ -52,8 +44,6 @@ __all__ = [
 ]
 
 JAX_ALIGNMENT = 64  # bytes
-# A terminal and Slurm send these to workers too; it is for the process that trains to say when they are not needed.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EVAL_RESIZES = {"straight": resize_image, "center_crop": center_crop}
 
 Batch = dict[str, np.ndarray]
@@ -104,6 +94,7 @@ def make_train_iterator(
       ValueError: a bad argument or an empty source; from `next`, an example that cannot be read, named by its file.
 
     Examples:
+      >>> import cv2
       >>> encoded = cv2.imencode(".png", np.full((8, 8, 3), 255, np.uint8))[1].tobytes()
       >>> source = [{"image": encoded, "label": i, "file_name": f"{i}.png"} for i in range(3)]
       >>> batches = make_train_iterator(source, batch_size=3, image_size=4, seed=0, augmentation=None)
@@ -131,7 +122,7 @@ def make_train_iterator(
         .batch(batch_size, drop_remainder=True)[process_index::process_count]
     )
     identity = {"seed": int(seed), "num_examples": len(source), "global_batch_size": batch_size * process_count}
-    return TrainIterator(_Reader(num_workers, num_threads, prefetch), batches, identity)
+    return TrainIterator(Reader(num_workers, num_threads, prefetch), batches, identity)
 
 
 class TrainIterator(grain.DatasetIterator):
@@ -142,14 +133,13 @@ class TrainIterator(grain.DatasetIterator):
     processes if the global batch stays the same. Grain's checkpoint handler takes the iterator as it is.
     """
 
-    def __init__(self, reader: "_Reader", batches: grain.MapDataset, identity: dict[str, int]):
+    def __init__(self, reader: Reader, batches: grain.MapDataset, identity: dict[str, int]):
         super().__init__()
         self._reader = reader
         self._batches = batches
         self._identity = identity
         self._next_batch = 0
-        self._running: grain.DatasetIterator | None = None
-        self._has_begun = False
+        self._running: Running | None = None
         self._is_closed = False
 
     def __next__(self) -> Batch:
@@ -157,8 +147,7 @@ class TrainIterator(grain.DatasetIterator):
         self.start_prefetch()
         assert self._running is not None
         try:
-            batch = _next(self._running) if self._has_begun else self._reader.first(self._running)
-            self._has_begun = True
+            batch = next(self._running)
         except BaseException:
             self._stop()
             raise
@@ -192,9 +181,8 @@ class TrainIterator(grain.DatasetIterator):
         if self._is_closed:
             raise ValueError(f"{self} is closed: make another one and restore the state")
         if self._running is None:
-            with _signals_held_back() if self._reader.has_workers else contextlib.nullcontext():
-                self._running = self._reader.iterate(self._batches.slice(slice(self._next_batch, None)))
-                self._running.start_prefetch()
+            self._running = self._reader.iterate(self._batches.slice(slice(self._next_batch, None)))
+            self._running.start_prefetch()
 
     def close(self) -> None:
         """Ends threads and worker processes."""
@@ -208,7 +196,7 @@ class TrainIterator(grain.DatasetIterator):
     def _stop(self) -> None:
         if self._running is not None:
             self._running.close()
-            self._running, self._has_begun = None, False
+            self._running = None
 
 
 def make_eval_batches(
@@ -255,6 +243,7 @@ def make_eval_batches(
         boxes than `max_boxes`, named by its file.
 
     Examples:
+      >>> import cv2
       >>> encoded = cv2.imencode(".png", np.full((6, 8, 3), 255, np.uint8))[1].tobytes()
       >>> source = [{"image": encoded, "label": i, "file_name": f"{i}.png"} for i in range(3)]
       >>> batches = make_eval_batches(source, batch_size=2, image_size=4)
@@ -272,13 +261,13 @@ def make_eval_batches(
     collate = functools.partial(_collate_eval, max_boxes=max_boxes)
     positions = grain.MapDataset.range(num_batches * process_count * batch_size)
     batches = positions.map(read).batch(batch_size, batch_fn=collate)[process_index::process_count]
-    return EvalBatches(_Reader(min(num_workers, num_batches), num_threads, prefetch), batches)
+    return EvalBatches(Reader(min(num_workers, num_batches), num_threads, prefetch), batches)
 
 
 class EvalBatches:
     """One pass over a source in batches; made by `make_eval_batches`."""
 
-    def __init__(self, reader: "_Reader", batches: grain.MapDataset):
+    def __init__(self, reader: Reader, batches: grain.MapDataset):
         self._reader = reader
         self._batches = batches
 
@@ -288,96 +277,10 @@ class EvalBatches:
     def __iter__(self) -> Iterator[Batch]:
         running = self._reader.iterate(self._batches)
         try:
-            for number in range(len(self)):
-                yield _finish(_next(running) if number else self._reader.first(running))
+            for batch in running:
+                yield _finish(batch)
         finally:
             running.close()
-
-
-def _next(running: grain.DatasetIterator) -> Batch:
-    """The next batch; a worker process that is gone, which Grain tells by a RuntimeError, is an OSError."""
-    try:
-        return next(running)
-    except RuntimeError as error:
-        if "terminated unexpectedly" not in str(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise OSError(
-            f"a process that reads images has ended ({reason}), as one does that is killed for its memory; lower "
-            "input.num_workers"
-        ) from error
-
-
-class _Reader:
-    """Runs a dataset of batches in threads or worker processes."""
-
-    def __init__(self, num_workers: int, num_threads: int, prefetch: int):
-        self._workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
-        self.has_workers = num_workers > 0
-        threads = 0 if num_workers else num_threads
-        self._threads = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
-
-    def iterate(self, batches: grain.MapDataset) -> grain.DatasetIterator:
-        # Workers take whole batches in turn, so that a batch holds the same examples for any number of them.
-        cv2.setNumThreads(1)
-        if self._workers.num_workers and not flags.FLAGS.is_parsed():  # Grain reads its flags when it starts workers
-            flags.FLAGS.mark_as_parsed()
-        dataset = batches.to_iter_dataset(self._threads).mp_prefetch(self._workers, worker_init_fn=_start_worker)
-        return iter(dataset)
-
-    def first(self, running: grain.DatasetIterator) -> Batch:
-        """The first batch of an iterator, for which worker processes are started."""
-        with _signals_held_back() if self.has_workers else contextlib.nullcontext():
-            return _next(running)
-
-
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Processes that are started here never receive SIGINT and SIGTERM; this one does, as soon as it is over."""
-    resource_tracker.ensure_running()  # which would let the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(worker_index: int, worker_count: int) -> None:
-    """Prepares a worker process, in which nobody has parsed the command line: flags there have their defaults."""
-    del worker_index, worker_count
-    flags.FLAGS.mark_as_parsed()
-    cv2.setNumThreads(1)
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends a worker process whose parent is gone, killed perhaps, and could not end it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-class Part:
-    """Some neighbouring examples of a source, themselves a source.
-
-    Args:
-      source: the examples, see `Source`.
-      start: position of the first.
-      stop: position after the last; None, or one beyond the end, is the end.
-    """
-
-    def __init__(self, source: Source, start: int, stop: int | None = None):
-        self._source = source
-        self._range = range(len(source))[start:stop]
-
-    def __len__(self) -> int:
-        return len(self._range)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._source[self._range[index]]
 
 
 def _read_train_example(index: int, generator: np.random.Generator, *, source, size, augmentation) -> Example:

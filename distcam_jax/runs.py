@@ -96,6 +96,11 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str | Path) -> Pat
     return Path(workdir)
 
 
+def data_options(config: ml_collections.ConfigDict) -> dict:
+    """What the configuration says of the data, without where this machine keeps them."""
+    return {name: value for name, value in config.data.items() if name not in ("data_dir", "manual_dir")}
+
+
 def load_run_config(workdir: str | Path) -> ml_collections.ConfigDict:
     """The configuration that training wrote into a run's folder.
 

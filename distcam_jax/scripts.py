@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from distcam_jax.checks import one_line
 from distcam_jax.cluster import Stopped
 
 _MENDABLE = (ValueError, OSError, FloatingPointError)
@@ -32,7 +33,7 @@ def run(main: Callable[[], None]) -> None:
         except flags.Error as error:
             # A configuration's own error arrives as the last line of a traceback, after its type.
             lines = [line for line in str(error).splitlines() if line.strip()]
-            text = lines[-1].partition(": ")[2] if "Traceback" in str(error) else _one_line(error)
+            text = lines[-1].partition(": ")[2] if "Traceback" in str(error) else one_line(error)
             sys.exit(f"{name}: {text}")
         except (AttributeError, KeyError) as error:  # of ml_collections, for an override that names no key
             inner = error.args[0] if error.args else ""  # an AttributeError holds a KeyError
@@ -40,7 +41,7 @@ def run(main: Callable[[], None]) -> None:
             key = told.splitlines()[0].strip("\"'") if told else ""
             sys.exit(f"{name}: the configuration has no key {key!r}; configs/ lists them")
         except _MENDABLE as error:
-            sys.exit(f"{name}: {_one_line(error)}")
+            sys.exit(f"{name}: {one_line(error)}")
 
     def guarded(_):
         logging.set_verbosity(logging.WARNING)
@@ -49,15 +50,11 @@ def run(main: Callable[[], None]) -> None:
         except _MENDABLE as error:
             if jax.process_count() > 1:
                 # The other processes wait for this one in a collective, and a regular exit would wait for them.
-                print(f"{name}: process {jax.process_index()}: {_one_line(error)}", file=sys.stderr, flush=True)
+                print(f"{name}: process {jax.process_index()}: {one_line(error)}", file=sys.stderr, flush=True)
                 os._exit(1)
-            sys.exit(f"{name}: {_one_line(error)}")
+            sys.exit(f"{name}: {one_line(error)}")
         except Stopped as stopped:
             print(f"{name}: {stopped}", file=sys.stderr)
             sys.exit(128 + stopped.signal_number)  # what a shell reports for the signal, so that no later command runs
 
     app.run(guarded, flags_parser=parse)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distcam_jax.datasets import _archives, _ilsvrc_files
-from distcam_jax.datasets._image_files import image_size
+from distcam_jax.decoding import image_size
 from tools.ilsvrc_files import Photograph, annotation, ilsvrc_ids, meta_mat, tar, write_tar
 
 AGAIN = "; download the file again$"

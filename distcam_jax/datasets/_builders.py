@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from distcam_jax.checks import one_line
 from distcam_jax.datasets import _shuffle
 
 
@@ -109,9 +110,9 @@ def _build(builder: LocalBuilder, manual_dir: str | os.PathLike[str] | None) -> 
     except RuntimeError as error:
         if "write()" not in str(error):  # of the ArrayRecord writer, for a full disk and the like
             raise
-        reason = " ".join(str(error).split())
         raise OSError(
-            f"the data set cannot be written to {builder.data_path} ({reason}); make room or name another data_dir"
+            f"the data set cannot be written to {builder.data_path} ({one_line(error)}); make room or name another "
+            "data_dir"
         ) from error
 
 

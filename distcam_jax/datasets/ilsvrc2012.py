@@ -40,7 +40,7 @@ import tensorflow_datasets as tfds
 
 from distcam_jax.datasets import _builders, _ilsvrc_files
 from distcam_jax.datasets._archives import AGAIN
-from distcam_jax.datasets._image_files import image_size
+from distcam_jax.decoding import image_size
 
 _ROOM = 1.02  # size of the prepared data against that of the two archives of images
 

@@ -87,7 +87,7 @@ def make_cases(
     labels = np.array([[example["label"]] for example in examples])
     first, prototypes, tuned = networks[0]
     output, features = _features(first, pictures)
-    _, nearest, distances = rank_classes(first, prototypes, output, features["embedding"])
+    decisions, distances = rank_classes(first, prototypes, output, features["embedding"])
     maps, titles = _maps(first, prototypes, features, labels, options), dict(METHODS)
     thresholds = dict(tuned)
     for network, others, other_tuned in networks[1:]:
@@ -107,7 +107,7 @@ def make_cases(
                 image=picture,
                 panels=list(panels.values()),
                 file_name=example["file_name"],
-                predicted_class=data.class_names[nearest[row, 0]],
+                predicted_class=data.class_names[decisions["nearest"][row, 0]],
                 true_class=data.class_names[labels[row, 0]],
                 distance=float(distances[row].min()),
                 iou=panels["dist_cam"].iou,
@@ -149,7 +149,7 @@ def make_comparisons(
     classes = np.sort(measured.labels[rows])
     examples, pictures = _read(data, measured.index[rows])
     output, features = _features(network, pictures)
-    _, _, distances = rank_classes(network, prototypes, output, features["embedding"])
+    _, distances = rank_classes(network, prototypes, output, features["embedding"])
     maps = _maps(network, prototypes, features, np.tile(classes, (len(rows), 1)), {"norm": norm, "eps": eps})
     texts = {
         "dist_cam": "Distances are L1, of pooled features. The maps of a row share one colour scale.",

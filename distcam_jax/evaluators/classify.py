@@ -41,12 +41,26 @@ def classify(network: Network, prototypes: Prototypes, batches: Iterable[dict[st
     rows = []
     for batch in batches:
         real = np.flatnonzero(batch["mask"] & (prototypes.counts[batch["label"]] > 0))
+        if not len(real):
+            continue
         output, features = network(batch["image"])
-        softmax, nearest, _ = rank_classes(network, prototypes, output, features["embedding"])
-        decisions = {"nearest": nearest[real]} | ({} if softmax is None else {"softmax": softmax[real]})
-        rows.append((batch["label"][real], batch["index"][real], decisions))
-    if not sum(len(labels) for labels, _, _ in rows):
+        decisions, _ = rank_classes(network, prototypes, output, features["embedding"])
+        row = {
+            "labels": batch["label"][real],
+            "index": batch["index"][real],
+            "decisions": {name: ranked[real] for name, ranked in decisions.items()},
+        }
+        rows.append(row)
+    if not rows:
         raise ValueError("no image to classify: the split is empty, or none of its classes has training samples")
-    labels, index, decisions = zip(*rows, strict=True)
-    joined = {name: np.concatenate([row[name] for row in decisions]) for name in decisions[0]}
-    return Classification(np.concatenate(labels), np.concatenate(index), joined)
+    return Classification(**concatenate_rows(rows))
+
+
+def concatenate_rows(rows: list[dict]) -> dict:
+    """Joins what was measured batch by batch, `{name: array [n, ...] or a dict of such}`, along the images."""
+    return {
+        name: concatenate_rows([row[name] for row in rows])
+        if isinstance(value, dict)
+        else np.concatenate([row[name] for row in rows])
+        for name, value in rows[0].items()
+    }

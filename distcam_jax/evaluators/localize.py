@@ -20,6 +20,7 @@ from distcam_jax.cam import (
     reciprocal_weights,
     weighted_channel_sum,
 )
+from distcam_jax.evaluators.classify import concatenate_rows
 from distcam_jax.evaluators.network import Network, rank_classes
 from distcam_jax.localization import PROTOCOLS, Protocol, best_iou, center_box, evaluate_boxes, whole_image_box
 from distcam_jax.prototypes import Prototypes
@@ -198,7 +199,7 @@ def localize(
             continue
         wrong = present[wrong_classes(position[batch["label"]], batch["index"], len(present), seed)]
         output, features = network(batch["image"])
-        softmax, nearest, distances = rank_classes(network, prototypes, output, features["embedding"])
+        decisions, distances = rank_classes(network, prototypes, output, features["embedding"])
         classes = np.stack([batch["label"], wrong], axis=1)
         maps = network_maps(network, prototypes, features["pre_pool"], classes, norm=norm, eps=eps)
         boxes = [row[:count] for row, count in zip(batch["boxes"], batch["num_boxes"], strict=True)]
@@ -208,7 +209,7 @@ def localize(
             "labels": batch["label"][real],
             "index": batch["index"][real],
             "wrong": wrong[real],
-            "decisions": {"nearest": nearest[real]} | ({} if softmax is None else {"softmax": softmax[real]}),
+            "decisions": {name: ranked[real] for name, ranked in decisions.items()},
             "distances": distances.min(axis=1)[real],
             "right_iou": {n: evaluate_boxes(m[:, 0], boxes, sizes, protocol).best_iou for n, m in maps.items()},
             "wrong_iou": {n: evaluate_boxes(m[:, 1], boxes, sizes, protocol).best_iou for n, m in maps.items()},
@@ -220,16 +221,7 @@ def localize(
         rows.append(row)
     if not rows:
         raise ValueError("no image to localise: the split is empty, or none of its classes has training samples")
-    return Localization(**_concatenate(rows))
-
-
-def _concatenate(rows: list) -> dict:
-    return {
-        name: _concatenate([row[name] for row in rows])
-        if isinstance(value, dict)
-        else np.concatenate([row[name] for row in rows])
-        for name, value in rows[0].items()
-    }
+    return Localization(**concatenate_rows(rows))
 
 
 def _baseline_iou(predicted, boxes) -> np.ndarray:

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from distcam_jax import checkpoints, training
+from distcam_jax import checkpoints, runs, training
 from distcam_jax.cam import nearest_prototype
 from distcam_jax.datasets import Dataset
 from distcam_jax.input_pipeline import Part, make_eval_batches
@@ -173,15 +173,14 @@ def network_prototypes(
     model = network.config.model
     preprocessing |= {name: str(model[name]) for name in ("pre_pool", "dtype", "last_stride") if name in model}
     wanted = dict(weights_hash=network.weights_hash, class_names=class_names, preprocessing=preprocessing)
+    if given:  # it may stand for other images
+        return load_prototypes(path, **wanted)
     data, batch = training.load_split(network.config, "train"), network.even_batch(batch)
     made_from = _pass_identity(network.config, data)
-    if given or path.is_file():
+    if path.is_file():
         try:
-            # A file that the user names may stand for other images; one that lies there must be of these.
-            return load_prototypes(path, **wanted, made_from=None if given else made_from)
+            return load_prototypes(path, **wanted, made_from=made_from)
         except ValueError as error:
-            if given:
-                raise
             logging.warning("%s", error)
     partial = PartialSums(path, {**wanted, **made_from, "batch": batch})
     values, counts = compute_prototypes(
@@ -199,8 +198,8 @@ def network_prototypes(
 
 def _pass_identity(config: ml_collections.ConfigDict, data: Dataset) -> dict:
     """What decides the sums of a pass over the training images, besides the weights and how images are prepared."""
-    options = {name: value for name, value in config.data.items() if name not in ("data_dir", "manual_dir")}
-    return {"model": config.model.to_dict(), "data": options, "split": data.split, "images": len(data.source)}
+    described = {"split": data.split, "images": len(data.source)}
+    return {"model": config.model.to_dict(), "data": runs.data_options(config), **described}
 
 
 def _training_batches(network: Network, source, batch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
@@ -224,12 +223,12 @@ def rank_classes(network: Network, prototypes: Prototypes, output, embedding, *,
         top: classes to keep.
 
     Returns:
-        `(softmax, nearest, distances)`: the best classes `[b, top]` by the linear layer (None without one) and by the
-        nearest prototype in L1, and the distances `[b, c]`; classes without training samples never win.
+        The best classes `[b, top]` by decision, "nearest" prototype in L1 and, with a linear layer, "softmax"; and the
+        distances `[b, c]`. Classes without training samples never win.
     """
     _, distances = nearest_prototype(embedding, prototypes.prototypes)
     distances = np.where(prototypes.counts > 0, np.asarray(distances), np.inf)
-    nearest = np.argsort(distances, axis=-1, kind="stable")[:, :top]
-    if network.class_weights is None:
-        return None, nearest, distances
-    return np.argsort(-np.asarray(output), axis=-1, kind="stable")[:, :top], nearest, distances
+    decisions = {"nearest": np.argsort(distances, axis=-1, kind="stable")[:, :top]}
+    if network.class_weights is not None:
+        decisions["softmax"] = np.argsort(-np.asarray(output), axis=-1, kind="stable")[:, :top]
+    return decisions, distances

@@ -94,7 +94,7 @@ def evaluate(
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
         run_config.evaluate.checkpoint = config.evaluate.checkpoint
-        if _portable(run_config)["data"] != _portable(config)["data"]:
+        if runs.data_options(run_config) != runs.data_options(config):
             raise ValueError(
                 f"{folder} was trained on other data than this configuration's; only runs on the same data compare"
             )
@@ -208,9 +208,7 @@ def _machine() -> str:
 
 def _portable(config) -> dict:
     """The configuration without where this machine keeps its data."""
-    values = config.to_dict()
-    values["data"] = {name: value for name, value in values["data"].items() if name not in ("data_dir", "manual_dir")}
-    return values
+    return config.to_dict() | {"data": runs.data_options(config)}
 
 
 def _as_dict(value):

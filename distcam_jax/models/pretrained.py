@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
+from distcam_jax.checks import one_line
 from distcam_jax.models.heads import LinearHead
 from distcam_jax.models.weight_names import FAMILIES, known_keys, path_of
 
@@ -231,7 +232,7 @@ def _optional(name: str) -> Any:
 
 
 def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return f"{type(error).__name__}: {text[:150]}" if text else type(error).__name__
 
 

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from distcam_jax.checks import one_line
 from distcam_jax.files import write_atomically
 from distcam_jax.prototypes.sums import ClassSums
 
@@ -70,8 +71,7 @@ class PartialSums:
                 batches, sums = self._read(path, num_classes)
                 found[batches] = sums
             except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-                reason = " ".join(str(error).split())
-                logging.warning("dropping %s, which this pass cannot go on from: %s", path, reason)
+                logging.warning("dropping %s, which this pass cannot go on from: %s", path, one_line(error))
                 path.unlink(missing_ok=True)
         newest = _newest_of_all(sorted(found))
         return (found[newest], newest) if newest else (ClassSums(num_classes), 0)
