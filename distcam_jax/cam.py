@@ -211,7 +211,7 @@ def dist_cam(
         [[[5.0, 3.0]], [[8.5, 1.5]]]
     """
     weigh = functools.partial(reciprocal_weights, norm=norm, eps=eps)
-    return _class_maps(features, prototypes, weigh, precision, batch_size)
+    return _class_maps(features, prototypes, lambda *pair: weigh(channel_distances(*pair)), precision, batch_size)
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "eps", "precision"))
@@ -277,7 +277,8 @@ def contrastive_dist_cam(
         >>> contrastive_dist_cam(np.array([[[1.0, 8.0], [3.0, 0.0]]]), prototypes).tolist()
         [[[-14.0, 6.0]], [[14.0, -6.0]]]
     """
-    return _class_maps(features, prototypes, contrastive_weights, precision, batch_size)
+    weigh = contrastive_weights
+    return _class_maps(features, prototypes, lambda *pair: weigh(channel_distances(*pair)), precision, batch_size)
 
 
 def class_prototypes(
@@ -354,14 +355,14 @@ def nearest_prototype(
 
 
 def _class_maps(features, prototypes, weigh, precision, batch_size):
-    """Maps `[..., c, h, w]` of all images, where `weigh` makes weights `[c, k]` of an image's distances `[c, k]`."""
+    """Maps `[..., c, h, w]`; `weigh` makes an image's weights `[c, k]` of its pooled feature and the prototypes."""
     features, prototypes = working_arrays(features=(features, "... h w k"), prototypes=(prototypes, "c k"))
     *batch, height, width, channels = features.shape
     images = features.reshape(math.prod(batch), height * width, channels)
 
     @jax.checkpoint  # when differentiated, each block finds its weights again rather than keep [n, c, k]
     def maps_of(image, pooled):
-        weights = weigh(channel_distances(pooled, prototypes))
+        weights = weigh(pooled, prototypes)
         # Classes last: a processor computes features · weightsᵀ 1.5 times as fast as its transpose.
         return jnp.einsum("pk,ck->pc", image, weights, precision=precision)
 
