@@ -1,22 +1,15 @@
 """Reports: heatmap overlays, result tables, one self-contained HTML page, and picture strips.
 
 `write_report` makes the page from images, features and prototypes of any framework. The evaluators build a `Report`
-themselves, from tables, sections of cases and comparisons with class prototypes, and call `save_report`.
+themselves, from tables, an explorer, sections of cases and comparisons with class prototypes, and call `save_report`.
 """
 
 from distcam_jax.report.build import write_report
+from distcam_jax.report.explorer import Explorer, ExplorerImage, ExplorerMethod
 from distcam_jax.report.figures import save_figure
 from distcam_jax.report.overlays import draw_boxes, has_heat, overlay_heatmap
-from distcam_jax.report.page import (
-    Case,
-    Comparison,
-    ComparisonRow,
-    Panel,
-    Report,
-    Section,
-    render_report,
-    save_report,
-)
+from distcam_jax.report.page import render_report, save_report
+from distcam_jax.report.parts import Case, Comparison, ComparisonRow, Panel, Report, Section
 from distcam_jax.report.tables import Column, Measure, Row, Table, format_table, wilson_interval
 
 __all__ = [
@@ -24,6 +17,9 @@ __all__ = [
     "Column",
     "Comparison",
     "ComparisonRow",
+    "Explorer",
+    "ExplorerImage",
+    "ExplorerMethod",
     "Measure",
     "Panel",
     "Report",

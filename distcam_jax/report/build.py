@@ -1,5 +1,6 @@
 """One call from features of any framework to the report page."""
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from distcam_jax.cam import (
 )
 from distcam_jax.files import check_writable
 from distcam_jax.localization import best_iou, center_box, heatmap_to_box, whole_image_box
+from distcam_jax.report.build_explorer import make_explorer
 from distcam_jax.report.inputs import ReportInputs, check_inputs
-from distcam_jax.report.page import Case, Comparison, ComparisonRow, Panel, Report, Section, save_report
+from distcam_jax.report.page import save_report
+from distcam_jax.report.parts import Case, Comparison, ComparisonRow, Panel, Report, Section
 from distcam_jax.report.tables import Column, Measure, Row, Table, wilson_interval
 from distcam_jax.statistics import bootstrap_interval
 
@@ -66,6 +69,7 @@ def write_report(
     threshold: float = 0.2,
     max_images: int = 24,
     seed: int = 0,
+    max_explorer_images: int = 1000,
 ) -> Path:
     """Explains images by their nearest class prototypes and writes one self-contained HTML page.
 
@@ -88,8 +92,10 @@ def write_report(
         norm: of the weights, as in `reciprocal_weights`.
         eps: of the weights, as in `reciprocal_weights`.
         threshold: fraction of a map's maximum at which its box is cut, in [0, 1].
-        max_images: how many images to show at most; all count in the figures. Each adds about 0.2 MB.
+        max_images: how many images the sections show at most; all count in the figures. Each adds about 0.2 MB.
         seed: of the random cases.
+        max_explorer_images: how many images the page's explorer holds at most, drawn at random from more; there class,
+            method and threshold can be chosen. Each adds about 0.02 MB; 0 leaves the explorer out.
 
     Returns:
         The path of the page.
@@ -109,6 +115,8 @@ def write_report(
     """
     if max_images < 1:
         raise ValueError(f"max_images must be at least 1, got {max_images}")
+    if max_explorer_images < 0:
+        raise ValueError(f"max_explorer_images must be at least 0, got {max_explorer_images}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
     inputs = check_inputs(
@@ -126,6 +134,14 @@ def write_report(
         settings=_settings(inputs, options, seed),
         comparisons=_comparisons(inputs, distances, options, seed),
         sections=_sections(inputs, distances, explained, max_images, seed),
+        explorer=make_explorer(
+            inputs,
+            distances,
+            functools.partial(_class_maps, options=options),
+            threshold=threshold,
+            limit=max_explorer_images,
+            seed=seed,
+        ),
     )
     return save_report(report, output)
 

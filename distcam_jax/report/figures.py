@@ -13,7 +13,8 @@ from matplotlib.patheffects import withStroke
 
 from distcam_jax.files import write_atomically
 from distcam_jax.report.overlays import DERIVED_BOX_COLOR, TRUE_BOX_COLOR, color_table
-from distcam_jax.report.page import Case, case_pictures, distance_text
+from distcam_jax.report.page import case_pictures, distance_text
+from distcam_jax.report.parts import Case
 
 _INK, _QUIET = "#17181a", "#62666d"
 _SIDE = 2.0  # inches of a picture's width
@@ -47,7 +48,7 @@ def save_figure(
     Example:
         >>> import tempfile
         >>> import numpy as np
-        >>> from distcam_jax.report.page import Panel
+        >>> from distcam_jax.report.parts import Panel
         >>> case = Case(np.zeros((64, 64, 3)), [Panel("Dist-CAM", np.eye(7))], true_class="cat")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_figure([case], f"{folder}/strip.png").name

@@ -18,7 +18,8 @@ DISPLAY_SHORT_SIDE = 320  # smaller images are enlarged to this
 DISPLAY_LONG_SIDE = 640  # larger ones are shrunk to this
 TRUE_BOX_COLOR = (255, 255, 255)  # white and magenta: the two that the colour map does not use
 DERIVED_BOX_COLOR = (255, 45, 215)
-_PIXEL_ART_SIDE = 32  # below this an image is shown pixel by pixel: interpolation would only invent detail
+NO_HEAT = "no positive value"  # what stands under a map without heat
+PIXEL_ART_SIDE = 32  # below this an image is shown pixel by pixel: interpolation would only invent detail
 
 
 def display_size(height: int, width: int) -> tuple[int, int]:
@@ -78,7 +79,7 @@ def enlarge(image: Shaped[Array | np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H 
     height, width = display_size(*pixels.shape[:2])
     if height < pixels.shape[0]:
         interpolation = cv2.INTER_AREA
-    elif min(pixels.shape[:2]) < _PIXEL_ART_SIDE:
+    elif min(pixels.shape[:2]) < PIXEL_ART_SIDE:
         interpolation = cv2.INTER_NEAREST
     else:
         interpolation = cv2.INTER_LANCZOS4
