@@ -14,7 +14,19 @@ import distcam_jax
 
 ROOT = Path(__file__).parents[1]
 LEVELS = {
-    0: {"cam", "checks", "cluster", "files", "losses", "localization", "statistics"},
+    0: {
+        "cam",
+        "checks",
+        "cluster",
+        "faithfulness",
+        "files",
+        "intersection",
+        "localization",
+        "losses",
+        "methods",
+        "specificity",
+        "statistics",
+    },
     1: {"models", "datasets", "input_pipeline", "augmentations", "decoding", "geometry", "photometric", "reading"},
     2: {"checkpoints", "prototypes", "runs", "scripts", "training", "evaluators", "report"},
 }
@@ -27,6 +39,7 @@ PUBLIC = {
     "distcam_jax.training": ["fit", "TrainState", "make_train_step"],
     "distcam_jax.prototypes": ["Prototypes", "compute_prototypes", "load_prototypes"],
     "distcam_jax.localization": ["PROTOCOLS", "Protocol", "LocalizationScores", "evaluate_boxes"],
+    "distcam_jax.methods": ["METHODS", "Context", "Method", "grad_cam", "similarity_decomposition"],
     "distcam_jax.models": ["MODELS", "create_model"],
     "distcam_jax.models.pretrained": ["load_torch_weights"],
     "distcam_jax.datasets": ["DATASETS", "Dataset", "load_dataset"],
