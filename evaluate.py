@@ -1,9 +1,8 @@
 """Evaluates a run: python evaluate.py --config=configs/quickstart.py:metric --workdir=runs/quickstart/metric.
 
-Published weights take the place of a run with --weights=resnet50.safetensors instead of --workdir.
+Published weights take the place of a run with --weights=resnet50.safetensors instead of --workdir. A configuration of
+many networks, such as configs/explanations.py, names them itself.
 """
-
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -16,19 +15,24 @@ _WEIGHTS = flags.DEFINE_string(
     "weights", None, "torchvision's or timm's weights (a file or a hub id) instead of a run."
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Where metrics.json and report.html go; by default the run's folder, or runs/<name of the weights>."
+    "output",
+    None,
+    "Where the results go; by default the run's folder, runs/<name of the weights>, or runs/<name of the task>.",
 )
 _COMPARE = flags.DEFINE_multi_string("compare", [], "Folders of further runs on the same data, for the same table.")
 _PROTOTYPES = flags.DEFINE_string("prototypes", None, "A prototypes file instead of a pass over the training images.")
 flags.mark_flag_as_required("config")
-flags.mark_flags_as_mutual_exclusive(["workdir", "weights"], required=True)
+flags.mark_flags_as_mutual_exclusive(["workdir", "weights"])
 
 
 def main() -> None:
     """One call into the package."""
-    from distcam_jax.evaluators import evaluate  # after the flags, so that --help and a mistyped flag answer at once
+    from distcam_jax.evaluators import evaluate, run_task  # after the flags: --help and a mistyped flag answer at once
 
-    output = _OUTPUT.value or _WORKDIR.value or f"runs/{Path(str(_WEIGHTS.value)).stem}"
+    output = _OUTPUT.value or _WORKDIR.value
+    if "task" in _CONFIG.value:  # of many networks, which the configuration names
+        run_task(_CONFIG.value, output)
+        return
     evaluate(
         _CONFIG.value,
         _WORKDIR.value,
@@ -37,7 +41,6 @@ def main() -> None:
         prototypes=_PROTOTYPES.value,
         weights=_WEIGHTS.value,
     )
-    print(f"\nfigures: {output}/metrics.json\nreport:  {output}/report.html")
 
 
 if __name__ == "__main__":

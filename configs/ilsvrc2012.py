@@ -98,7 +98,17 @@ def get_config(argument: str = "resnet50,metric") -> ml_collections.ConfigDict:
             profile=0,
             checkpoint=dict(every_steps=1000, keep=2, validation_images=5000),
             evaluate=dict(
-                batch=256, norm="sum", eps=0.1, resamples=2000, cases=8, checkpoint="latest", center_crop=True
+                batch=256,
+                methods=("cam", "dist_cam", "dist_cam_literal", "contrastive", "intersection", "uniform"),
+                protocols=(),
+                norm="sum",
+                eps=0.1,
+                samples_per_class=0,
+                resamples=2000,
+                cases=8,
+                explorer=500,
+                checkpoint="latest",
+                center_crop=True,
             ),
         )
     )

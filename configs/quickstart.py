@@ -56,7 +56,17 @@ def get_config(objective: str = "metric") -> ml_collections.ConfigDict:
             profile=0,
             checkpoint=dict(every_steps=50, keep=2, validation_images=200),
             evaluate=dict(
-                batch=100, norm="sum", eps=0.1, resamples=2000, cases=8, checkpoint="latest", center_crop=False
+                batch=100,
+                methods=("cam", "dist_cam", "dist_cam_literal", "contrastive", "intersection", "uniform"),
+                protocols=(),
+                norm="sum",
+                eps=0.1,
+                samples_per_class=0,
+                resamples=2000,
+                cases=8,
+                explorer=200,
+                checkpoint="latest",
+                center_crop=False,
             ),
         )
     )

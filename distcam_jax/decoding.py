@@ -2,7 +2,7 @@
 
 import operator
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -36,7 +36,26 @@ class Source(Protocol):
         ...
 
 
-class Part:
+class Rows:
+    """Some examples of a source, themselves a source.
+
+    Args:
+      source: the examples, see `Source`.
+      rows: their positions.
+    """
+
+    def __init__(self, source: Source, rows: Sequence[int] | np.ndarray):
+        self._source = source
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._source[int(self._rows[index])]
+
+
+class Part(Rows):
     """Some neighbouring examples of a source, themselves a source.
 
     Args:
@@ -46,14 +65,7 @@ class Part:
     """
 
     def __init__(self, source: Source, start: int, stop: int | None = None):
-        self._source = source
-        self._range = range(len(source))[start:stop]
-
-    def __len__(self) -> int:
-        return len(self._range)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._source[self._range[index]]
+        super().__init__(source, range(len(source))[start:stop])
 
 
 def decode_image(encoded: bytes, file_name: str = "") -> UInt8[np.ndarray, "h w 3"]:

@@ -17,7 +17,7 @@ import grain
 import numpy as np
 
 from distcam_jax.augmentations import augment, check_augmentation
-from distcam_jax.decoding import Part, Source, decode_image, read_example
+from distcam_jax.decoding import Part, Rows, Source, decode_image, read_example
 from distcam_jax.geometry import (
     center_crop,
     check_size,
@@ -31,6 +31,7 @@ from distcam_jax.reading import Reader, Running
 __all__ = [
     "EvalBatches",
     "Part",
+    "Rows",
     "Source",
     "TrainIterator",
     "center_crop",

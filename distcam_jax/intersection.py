@@ -68,7 +68,9 @@ def shared_activation(query: Float[AnyArray, "... k"], reference: Float[AnyArray
     return jnp.where(jnp.isnan(query) | jnp.isnan(reference), jnp.nan, share)
 
 
-def rival_probabilities(distances: Float[AnyArray, "*b c"], *, temperature: float = math.inf) -> Float[Array, "*b c"]:
+def rival_probabilities(
+    distances: Float[AnyArray, "*b c"], *, temperature: float = math.inf, uniform: float = 0.0
+) -> Float[Array, "*b c"]:
     """How much each class counts as a rival: `π_c ∝ exp(−dist^c / (temperature · std_c dist))`.
 
     The asked class may stay among its own rivals: that multiplies its map by 1 − π_c and changes nothing else.
@@ -76,12 +78,13 @@ def rival_probabilities(distances: Float[AnyArray, "*b c"], *, temperature: floa
     Args:
         distances: of a query to every class `[..., c]`.
         temperature: in units of the standard deviation over the classes; infinite, all classes count the same.
+        uniform: share in [0, 1] that is spread over all classes alike.
 
     Returns:
         Probabilities `[..., c]`; all 1/c where all distances are equal.
 
     Raises:
-        ValueError: the shape or type does not fit, temperature not positive.
+        ValueError: the shape or type does not fit, temperature not positive, uniform outside [0, 1].
 
     Examples:
         >>> rival_probabilities(np.array([1.0, 3.0])).tolist()
@@ -92,6 +95,7 @@ def rival_probabilities(distances: Float[AnyArray, "*b c"], *, temperature: floa
     (distances,) = working_arrays(distances=(distances, "... c"))
     if not isinstance(temperature, float | int | np.floating | np.integer) or not temperature > 0:
         raise ValueError(f"temperature: want a positive number, got {temperature!r}")
+    _check_share(uniform=uniform)
     if math.isinf(temperature):
         return jnp.full_like(distances, 1 / distances.shape[-1])
     distances = distances - jnp.min(distances, axis=-1, keepdims=True)
@@ -100,7 +104,8 @@ def rival_probabilities(distances: Float[AnyArray, "*b c"], *, temperature: floa
     distances = distances / jnp.where(unit > 0, unit, 1)
     variance = jnp.var(distances, axis=-1, keepdims=True)
     deviation = jnp.sqrt(jnp.where(variance > 0, variance, 1))
-    return jax.nn.softmax(-distances / (float(temperature) * deviation), axis=-1)
+    near = jax.nn.softmax(-distances / (float(temperature) * deviation), axis=-1)
+    return (1 - float(uniform)) * near + float(uniform) / distances.shape[-1]
 
 
 def intersection_weights(
@@ -133,8 +138,7 @@ def intersection_weights(
         [[1.0, 0.25], [0.0, 1.0]]
     """
     query, prototypes = working_arrays(query=(query, "... k"), prototypes=(prototypes, "c k"))
-    if not isinstance(base, float | int | np.floating | np.integer) or not 0 <= base <= 1:
-        raise ValueError(f"base: want a number in [0, 1], got {base!r}")
+    _check_share(base=base)
     shares = shared_activation(query[..., None, :], prototypes)
     distances = jnp.sum(channel_distances(query[..., None, :], prototypes), axis=-1)
     rivals = rival_probabilities(distances, temperature=temperature)
@@ -179,3 +183,9 @@ def intersection_cam(
         return intersection_weights(pooled, prototypes, temperature=temperature, base=base)
 
     return _class_maps(features, prototypes, weigh, precision, batch_size)
+
+
+def _check_share(**argument) -> None:
+    for name, value in argument.items():
+        if not isinstance(value, float | int | np.floating | np.integer) or not 0 <= value <= 1:
+            raise ValueError(f"{name}: want a number in [0, 1], got {value!r}")

@@ -5,14 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from distcam_jax import training
 from distcam_jax.evaluators import (
-    METHODS,
-    class_maps,
+    bind_methods,
+    choose_methods,
     evaluate,
     figures,
     load_network,
@@ -32,46 +31,6 @@ pytestmark = pytest.mark.usefixtures("prepared_data")
 
 ROOT = Path(__file__).parents[1]
 BOOTSTRAP = {"seed": 0, "resamples": 200}
-
-
-def numpy_map(features, weights):
-    return sum(weights[k] * features[:, :, k].astype(np.float64) for k in range(features.shape[2]))
-
-
-@pytest.fixture
-def scene():
-    rng = np.random.default_rng(0)
-    features = np.maximum(rng.normal(size=(3, 4, 5, 6)), 0).astype(np.float32)
-    prototypes = rng.random((7, 6), dtype=np.float32)
-    linear = rng.normal(size=(7, 6)).astype(np.float32)
-    classes = np.array([[0, 6], [3, 3], [5, 1]], np.int32)
-    return features, prototypes, linear, classes
-
-
-def test_class_maps_are_those_of_a_loop(scene):
-    features, prototypes, linear, classes = scene
-    maps = class_maps(features, classes, prototypes, jnp.asarray(linear), eps=0.3)
-    assert maps.keys() == METHODS.keys()
-    for i in range(3):
-        pooled = features[i].astype(np.float64).mean(axis=(0, 1))
-        distances = np.abs(prototypes.astype(np.float64) - pooled)
-        for j, c in enumerate(classes[i]):
-            reciprocal = {e: 1 / (distances[c] / distances[c].mean() + e) for e in (0.3, 1e-6)}
-            weights = {
-                "cam": linear[c],
-                "dist_cam": reciprocal[0.3] / reciprocal[0.3].sum(),
-                "dist_cam_literal": reciprocal[1e-6] / reciprocal[1e-6].sum(),
-                "contrastive": distances.mean(axis=0) - distances[c],
-                "uniform": np.ones(6),
-            }
-            for name, weight in weights.items():
-                expected = numpy_map(features[i], weight)
-                np.testing.assert_allclose(maps[name][i, j], expected, rtol=1e-4, atol=1e-5, err_msg=name)
-
-
-def test_class_maps_without_a_linear_layer_leave_cam_out(scene):
-    features, prototypes, _, classes = scene
-    assert "cam" not in class_maps(features, classes, prototypes)
 
 
 def test_wrong_classes_are_never_the_own_and_the_same_for_an_image_in_any_batch():
@@ -199,7 +158,7 @@ def test_evaluate_writes_figures_report_and_prototypes(runs):
 def test_evaluate_measures_every_method_and_baseline(runs):
     _, metrics = runs
     rows = metrics["networks"]["softmax"]["localization"]
-    assert set(rows) == set(METHODS) | {"center_box", "whole_image", "wrong_prototype"}
+    assert set(rows) == {*tiny_config().evaluate.methods, "center_box", "whole_image", "wrong_prototype"}
     assert set(metrics["networks"]["metric"]["localization"]) == set(rows) - {"cam"}
     for row in rows.values():
         figure = row["tuned"]["gt_known"]
@@ -280,7 +239,6 @@ def test_evaluate_takes_published_weights_in_the_place_of_a_run(tmp_path):
     [
         ({"workdir": None}, "give either the folder of a run or weights"),
         ({"workdir": "run", "weights": "some.safetensors"}, "give either the folder of a run or weights"),
-        ({"workdir": None, "weights": "some.safetensors"}, "say where the output goes"),
         ({"workdir": None, "weights": "none.safetensors", "output": "out"}, "there is no file none.safetensors"),
     ],
 )
@@ -303,7 +261,8 @@ def test_localize_leaves_padding_and_classes_without_samples_out(runs):
     network = load_network(config, folder / "metric", 10, name="metric")
     prototypes = network_prototypes(network, folder / "metric" / "prototypes.safetensors", "0123456789", batch=16)
     source = training.load_split(config, "eval").source
-    whole = localize(network, prototypes, network.batches(source, batch=16))
+    methods = choose_methods(("dist_cam", "uniform"), network)
+    whole = localize(network, prototypes, network.batches(source, batch=16), bind_methods(methods, network, prototypes))
     assert len(whole.labels) == 20
     np.testing.assert_array_equal(whole.index, np.arange(20))
     np.testing.assert_array_equal(whole.labels, [source[i]["label"] for i in range(20)])
@@ -311,7 +270,9 @@ def test_localize_leaves_padding_and_classes_without_samples_out(runs):
 
     counts = prototypes.counts.copy()
     counts[3] = 0
-    without = localize(network, dataclasses.replace(prototypes, counts=counts), network.batches(source, batch=16))
+    fewer = dataclasses.replace(prototypes, counts=counts)
+    maps = bind_methods(methods, network, fewer)
+    without = localize(network, fewer, network.batches(source, batch=16), maps)
     kept = whole.labels != 3
     assert not kept.all()
     np.testing.assert_array_equal(without.index, whole.index[kept])

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import jax
-import ml_dtypes
 import numpy as np
 import pytest
 from jax import numpy as jnp
@@ -15,6 +13,8 @@ from distcam_jax.localization import (
     center_box,
     evaluate_boxes,
     heatmap_to_box,
+    heatmap_to_boxes,
+    scale_boxes,
     upsample_heatmap,
     whole_image_box,
 )
@@ -103,52 +103,6 @@ def test_upsample_heatmap_matches_bilinear_by_hand(shape, size):
     width, height = (size, size) if isinstance(size, int) else size
     upsampled = upsample_heatmap(heatmap, size)
     np.testing.assert_allclose(upsampled, bilinear_by_hand(heatmap, width, height), atol=1e-6)
-
-
-def test_upsample_heatmap_matches_the_bilinear_of_jax():
-    heatmap = np.random.default_rng(1).normal(size=(7, 7)).astype(np.float32)
-    expected = jax.image.resize(heatmap, (224, 224), "linear")
-    np.testing.assert_allclose(upsample_heatmap(jnp.asarray(heatmap), 224), expected, atol=2e-6)
-
-
-def test_upsample_heatmap_bicubic_matches_keys_kernel_by_hand():
-    def weight(t, a=-0.75):
-        t = abs(t)
-        if t <= 1:
-            return (a + 2) * t**3 - (a + 3) * t**2 + 1
-        return a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a if t < 2 else 0.0
-
-    line = np.array([0.0, 3.0, 1.0, 4.0])
-    expected = []
-    for x in range(16):
-        u = (x + 0.5) / 4 - 0.5
-        taps = range(int(np.floor(u)) - 1, int(np.floor(u)) + 3)
-        expected.append(sum(weight(u - tap) * line[min(max(tap, 0), 3)] for tap in taps))
-    upsampled = upsample_heatmap(np.tile(line, (4, 1)), 16, interpolation="bicubic")
-    np.testing.assert_allclose(upsampled, np.tile(expected, (16, 1)), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [(np.float16, np.float32), (ml_dtypes.bfloat16, np.float32), (np.float32, np.float32), (np.float64, np.float64)],
-)
-def test_upsample_heatmap_keeps_float64_and_widens_half(dtype, expected):
-    assert upsample_heatmap(np.ones((2, 2), dtype), 4).dtype == expected
-
-
-@pytest.mark.parametrize(
-    ("heatmap", "size", "interpolation", "message"),
-    [
-        (np.ones((2, 2, 1)), 4, "bilinear", r"heatmap must have shape \[h, w\].*\(2, 2, 1\)"),
-        (np.ones((0, 2)), 4, "bilinear", "heatmap must have shape"),
-        (np.ones((2, 2), int), 4, "bilinear", "heatmap must be floats, got int64"),
-        (np.ones((2, 2)), 0, "bilinear", "size must be at least 1"),
-        (np.ones((2, 2)), 4, "nearest", "one of bilinear, bicubic, got 'nearest'"),
-    ],
-)
-def test_upsample_heatmap_names_the_bad_argument(heatmap, size, interpolation, message, without_type_checks):
-    with pytest.raises(ValueError, match=message):
-        upsample_heatmap(heatmap, size, interpolation=interpolation)
 
 
 # ---- heatmap_to_box
@@ -274,6 +228,57 @@ def test_heatmap_to_box_names_the_bad_argument(changes, message, without_type_ch
     arguments = {"heatmap": np.ones((4, 4)), "image_size": (4, 5)} | changes
     with pytest.raises(ValueError, match=message):
         heatmap_to_box(**arguments)
+
+
+# ---- heatmap_to_boxes
+
+
+def test_heatmap_to_boxes_gives_every_region_and_hole_in_the_images_pixels():
+    heatmap = np.zeros((224, 224), np.float32)
+    heatmap[20:60, 10:50] = 1
+    heatmap[30:40, 20:40] = 0
+    heatmap[100:224, 200:224] = 0.8
+    boxes = heatmap_to_boxes(heatmap, (448, 112), threshold=0.5, protocol="wsol-v2")
+    expected = [[20, 10, 100, 30], [38, 14.5, 82, 20.5], [400, 50, 448, 112]]  # a hole's contour runs around it
+    assert sorted(boxes.tolist()) == expected
+
+
+@pytest.mark.parametrize("name", ["ilsvrc", "wsol-v1"])
+def test_heatmap_to_boxes_gives_the_one_box_of_other_protocols(name):
+    protocol = dataclasses.replace(PROTOCOLS[name], input_size=5)
+    boxes = heatmap_to_boxes(
+        picture("111.1", "111.1", "111.1", ".....", "....."), (10, 15), threshold=0.5, protocol=protocol
+    )
+    assert boxes.tolist() == [[0, 0, 6, 9]]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_heatmap_to_boxes_is_empty_where_nothing_stands_out(name):
+    assert heatmap_to_boxes(np.zeros((7, 7)), (10, 10), threshold=0.5, protocol=name).shape == (0, 4)
+
+
+def test_heatmap_to_boxes_needs_one_threshold():
+    with pytest.raises(ValueError, match="threshold must be chosen: the protocol has 1000 of them"):
+        heatmap_to_boxes(np.zeros((7, 7)), (10, 10), protocol="wsol-v2")
+
+
+def test_scale_boxes_scales_by_width_and_height():
+    boxes = np.array([[[7, 14, 14, 28]], [[0, 0, 224, 224]]])
+    assert scale_boxes(boxes, (224, 112), (448, 224)).tolist() == [[[14, 28, 28, 56]], [[0, 0, 448, 448]]]
+    assert scale_boxes(boxes[0], (224, 224), (112, 448)).tolist() == [[3.5, 28, 7, 56]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros(3), (4, 4), (4, 4)), r"boxes must have shape \[..., 4\], got \(3,\)"),
+        ((np.zeros(4), (4, 0), (4, 4)), "from_size must be a positive width and height"),
+        ((np.zeros(4), (4, 4), (4, 4, 4)), r"to_size must be numbers of shape \[2\]"),
+    ],
+)
+def test_scale_boxes_names_the_bad_argument(arguments, message, without_type_checks):
+    with pytest.raises(ValueError, match=message):
+        scale_boxes(*arguments)
 
 
 # ---- box_iou, best_iou, baselines

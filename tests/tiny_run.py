@@ -16,6 +16,6 @@ def tiny_config(objective="metric", **changes) -> ml_collections.ConfigDict:
     config.optimizer.update(name="sgd", learning_rate=0.05, warmup_epochs=0.5, weight_decay=1e-4)
     config.log_every = 2
     config.checkpoint.update(every_steps=3, validation_images=0)
-    config.evaluate.update(batch=16, resamples=100, cases=2)
+    config.evaluate.update(batch=16, resamples=100, cases=2, explorer=4)
     config.update_from_flattened_dict(changes)
     return config

@@ -1,17 +1,30 @@
 """Evaluation loops: a model and a data set in, figures with intervals and a report out."""
 
-from distcam_jax.evaluators.localize import METHODS, Localization, class_maps, localize, tune_thresholds
+from distcam_jax.evaluators.explain import Explained, Samples, bind_methods, choose_methods, collect_samples
+from distcam_jax.evaluators.faithfulness import faithfulness
+from distcam_jax.evaluators.localize import Localization, localize, tune_thresholds
 from distcam_jax.evaluators.network import Network, load_network, network_prototypes
+from distcam_jax.evaluators.randomization import randomization_similarity
 from distcam_jax.evaluators.run import evaluate
+from distcam_jax.evaluators.specificity import specificity
+from distcam_jax.evaluators.tasks import TASKS, run_task
 
 __all__ = [
-    "METHODS",
+    "TASKS",
+    "Explained",
     "Localization",
     "Network",
-    "class_maps",
+    "Samples",
+    "bind_methods",
+    "choose_methods",
+    "collect_samples",
     "evaluate",
+    "faithfulness",
     "load_network",
     "localize",
     "network_prototypes",
+    "randomization_similarity",
+    "run_task",
+    "specificity",
     "tune_thresholds",
 ]

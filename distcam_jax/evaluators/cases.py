@@ -3,20 +3,15 @@
 import numpy as np
 
 from distcam_jax.datasets import Dataset
-from distcam_jax.evaluators.localize import (
-    METHODS,
-    Localization,
-    ilsvrc_protocol,
-    network_maps,
-    threshold_index,
-)
+from distcam_jax.evaluators.explain import Explained
+from distcam_jax.evaluators.localize import Localization, ilsvrc_protocol, threshold_index
 from distcam_jax.evaluators.network import Network, rank_classes
 from distcam_jax.input_pipeline import decode_image, resize_image
 from distcam_jax.localization import best_iou, heatmap_to_box
-from distcam_jax.prototypes import Prototypes
+from distcam_jax.methods import METHODS
 from distcam_jax.report import Case, Comparison, ComparisonRow, Panel
 
-_SHOWN = ("cam", "dist_cam", "contrastive")
+SHOWN = ("cam", "dist_cam", "contrastive", "intersection")
 
 
 def choose_cases(measured: Localization, threshold: float, *, count: int, seed: int) -> dict[str, np.ndarray]:
@@ -38,12 +33,13 @@ def choose_cases(measured: Localization, threshold: float, *, count: int, seed: 
     return {"best": order[:count], "worst": order[::-1][:count], "random": np.sort(chosen)}
 
 
-def _read(data: Dataset, indices: np.ndarray):
+def read_examples(data: Dataset, indices: np.ndarray) -> tuple[list[dict], list[np.ndarray]]:
+    """Examples at positions in the source, and their pictures."""
     examples = [data.source[int(index)] for index in indices]
     return examples, [decode_image(example["image"], example["file_name"]) for example in examples]
 
 
-def _features(network: Network, pictures: list[np.ndarray]):
+def run_network(network: Network, pictures: list[np.ndarray]):
     """Output and features of a few pictures, padded to what the devices take."""
     size = network.config.input.image_size
     no_boxes = np.zeros((0, 4), np.float32)
@@ -53,53 +49,61 @@ def _features(network: Network, pictures: list[np.ndarray]):
     return network(images.astype(np.float32) / np.float32(255))
 
 
-def _maps(network, prototypes, features, classes, options) -> dict[str, np.ndarray]:
+def maps_of(explained: Explained, features, classes: np.ndarray) -> dict[str, np.ndarray]:
     """Maps `[n, m, h, w]` of every method, for classes `[n, m]`."""
     padded = np.zeros((len(features["pre_pool"]), classes.shape[1]), np.int32)
     padded[: len(classes)] = classes
-    maps = network_maps(network, prototypes, features["pre_pool"], padded, **options)
-    return {name: value[: len(classes)] for name, value in maps.items()}
+    maps = explained.maps(features["pre_pool"], padded)
+    return {name: np.asarray(value)[: len(classes)] for name, value in maps.items()}
 
 
-def make_cases(
-    data: Dataset,
-    networks: list[tuple[Network, Prototypes, dict[str, float]]],
-    indices: np.ndarray,
-    *,
-    norm: str,
-    eps: float,
-) -> list[Case]:
-    """Chosen images with CAM, Dist-CAM and contrastive Dist-CAM of their true class.
+def shown_maps(
+    explained: list[Explained], pictures: list[np.ndarray], features, classes: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, str], dict[str, float]]:
+    """What the report shows of pictures: the first network's maps of `SHOWN`, and CAM of the first that has one.
+
+    Args:
+        explained: the evaluated network, then those it is compared with.
+        pictures: n of them.
+        features: the first network's, of these pictures.
+        classes: asked about each `[n, m]`.
+
+    Returns:
+        Method to maps `[n, m, h, w]`, to title, and to tuned threshold.
+    """
+    maps = maps_of(explained[0], features, classes)
+    titles, thresholds = {name: METHODS[name].title for name in maps}, dict(explained[0].tuned)
+    for other in explained[1:]:
+        if "cam" not in maps and "cam" in other.methods:
+            maps["cam"] = maps_of(other, run_network(other.network, pictures)[1], classes)["cam"]
+            titles["cam"], thresholds["cam"] = f"CAM, {other.network.name} network", other.tuned["cam"]
+    return {name: maps[name] for name in SHOWN if name in maps}, titles, thresholds
+
+
+def make_cases(data: Dataset, explained: list[Explained], indices: np.ndarray) -> list[Case]:
+    """Chosen images with the maps of their true class.
 
     Args:
         data: the split.
-        networks: the evaluated network with its prototypes and tuned thresholds, then those it is compared with. CAM
-            comes from the first one that has a linear layer, the other maps from the first network.
+        explained: the evaluated network, then those it is compared with. CAM comes from the first one that has a linear
+            layer, the other maps from the first network.
         indices: positions in the source.
-        norm: normalisation of the reciprocal weights.
-        eps: of the reciprocal weights.
 
     Returns:
         One case an index.
     """
-    options = {"norm": norm, "eps": eps}
-    examples, pictures = _read(data, indices)
+    examples, pictures = read_examples(data, indices)
     labels = np.array([[example["label"]] for example in examples])
-    first, prototypes, tuned = networks[0]
-    output, features = _features(first, pictures)
-    decisions, distances = rank_classes(first, prototypes, output, features["embedding"])
-    maps, titles = _maps(first, prototypes, features, labels, options), dict(METHODS)
-    thresholds = dict(tuned)
-    for network, others, other_tuned in networks[1:]:
-        if "cam" not in maps and network.class_weights is not None:
-            maps["cam"] = _maps(network, others, _features(network, pictures)[1], labels, options)["cam"]
-            titles["cam"], thresholds["cam"] = f"CAM, {network.name} network", other_tuned["cam"]
+    first = explained[0].network
+    output, features = run_network(first, pictures)
+    decisions, distances = rank_classes(first, explained[0].prototypes, output, features["embedding"])
+    maps, titles, thresholds = shown_maps(explained, pictures, features, labels)
     protocol = ilsvrc_protocol(first.config.input.image_size)
     cases = []
     for row, (example, picture) in enumerate(zip(examples, pictures, strict=True)):
         panels = {}
-        for name in (name for name in _SHOWN if name in maps):
-            heatmap = maps[name][row, 0]
+        for name, values in maps.items():
+            heatmap = values[row, 0]
             box = heatmap_to_box(heatmap, picture.shape[1::-1], threshold=thresholds[name], protocol=protocol)
             panels[name] = Panel(titles[name], heatmap, box=box, iou=best_iou(box, example["boxes"]))
         cases.append(
@@ -117,29 +121,17 @@ def make_cases(
     return cases
 
 
-def make_comparisons(
-    data: Dataset,
-    network: Network,
-    prototypes: Prototypes,
-    measured: Localization,
-    *,
-    count: int,
-    norm: str,
-    eps: float,
-) -> list[Comparison]:
-    """A few images against their classes' prototypes, as Fig. 3 of the paper: by Dist-CAM and by the contrastive form.
+def make_comparisons(data: Dataset, explained: Explained, measured: Localization, *, count: int) -> list[Comparison]:
+    """A few images against their classes' prototypes, as Fig. 3 of the paper, by Dist-CAM and its two extensions.
 
     Args:
         data: the split.
-        network: whose maps.
-        prototypes: its prototypes.
+        explained: whose maps.
         measured: one pass over the split, to choose from.
         count: images, of as many different classes; the columns are these classes.
-        norm: normalisation of the reciprocal weights.
-        eps: of the reciprocal weights.
 
     Returns:
-        Two comparisons of the same images.
+        One comparison a method, of the same images.
     """
     iou = measured.right_iou["dist_cam"].max(axis=1)
     right = measured.decisions["nearest"][:, 0] == measured.labels
@@ -147,17 +139,18 @@ def make_comparisons(
     _, firsts = np.unique(measured.labels[order], return_index=True)
     rows = order[np.sort(firsts)[:count]]
     classes = np.sort(measured.labels[rows])
-    examples, pictures = _read(data, measured.index[rows])
-    output, features = _features(network, pictures)
-    _, distances = rank_classes(network, prototypes, output, features["embedding"])
-    maps = _maps(network, prototypes, features, np.tile(classes, (len(rows), 1)), {"norm": norm, "eps": eps})
+    examples, pictures = read_examples(data, measured.index[rows])
+    output, features = run_network(explained.network, pictures)
+    _, distances = rank_classes(explained.network, explained.prototypes, output, features["embedding"])
+    maps = maps_of(explained, features, np.tile(classes, (len(rows), 1)))
     texts = {
         "dist_cam": "Distances are L1, of pooled features. The maps of a row share one colour scale.",
         "contrastive": "Weights are the mean class's channel distance minus the class's own; they may be negative.",
+        "intersection": "Weights are the share of a channel that the class's prototype has too, less the mean class's.",
     }
     return [
         Comparison(
-            title=METHODS[name],
+            title=METHODS[name].title,
             text=text,
             class_names=[data.class_names[c] for c in classes],
             rows=[
@@ -173,4 +166,5 @@ def make_comparisons(
             shared_scale=True,
         )
         for name, text in texts.items()
+        if name in maps
     ]

@@ -1,11 +1,13 @@
 """From per-image measurements to figures with 95 % intervals."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
 from distcam_jax.evaluators.classify import Classification
-from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, METHODS, Localization, threshold_index
+from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, Localization, threshold_index, unpack_correct
+from distcam_jax.methods import METHODS
 from distcam_jax.statistics import bootstrap_interval, paired_bootstrap_interval
 
 IOU = 0.5
@@ -71,7 +73,7 @@ def box_figures(correct: np.ndarray, measured: Localization, method: str, **boot
     }
 
 
-def localization_figures(measured: Localization, tuned: dict[str, float], **bootstrap) -> dict[str, dict]:
+def localization_figures(measured: Localization, tuned: Mapping[str, float], **bootstrap) -> dict[str, dict]:
     """Every method's and baseline's figures.
 
     Args:
@@ -82,15 +84,19 @@ def localization_figures(measured: Localization, tuned: dict[str, float], **boot
     Returns:
         Method to its figures: at the protocol's threshold ("default"), at the tuned one ("tuned", with its
         "threshold"), and GT-known when a wrong class's map is used ("wrong_class_gt_known") at both. The baselines
-        "center_box", "whole_image" and "wrong_prototype" (Dist-CAM asked for a wrong class) likewise.
+        "center_box", "whole_image" and "wrong_prototype" (Dist-CAM asked for a wrong class) likewise. Of further
+        protocols, MaxBoxAcc by the protocol's name.
     """
     rows = {}
     for name, right in measured.right_iou.items():
         rows[name] = _at_both_thresholds(right, measured, name, tuned[name], bootstrap)
-        if name != "uniform":  # the only method that asks for no class
+        if METHODS[name].asks:
             for kind, threshold in (("default", DEFAULT_THRESHOLD), ("tuned", tuned[name])):
                 wrong = measured.wrong_iou[name][:, threshold_index(threshold)] >= IOU
                 rows[name][kind]["wrong_class_gt_known"] = mean_figure(wrong, **bootstrap)
+    for protocol, by_method in measured.correct.items():
+        for name, packed in by_method.items():
+            rows[name][protocol] = max_box_figure(unpack_correct(packed, protocol), **bootstrap)
     for name, values in measured.box_iou.items():
         figures = box_figures(values >= IOU, measured, name, **bootstrap)
         rows[name] = {"default": figures, "tuned": figures}
@@ -98,6 +104,20 @@ def localization_figures(measured: Localization, tuned: dict[str, float], **boot
         measured.wrong_iou["dist_cam"], measured, "dist_cam", tuned["dist_cam"], bootstrap
     )
     return rows
+
+
+def max_box_figure(correct: np.ndarray, **bootstrap) -> Figure:
+    """Mean over the IoUs of the best accuracy over the thresholds; the interval is that at these thresholds.
+
+    Args:
+        correct: whether each image is right `[n, thresholds, ious]`.
+        **bootstrap: `seed` and `resamples`.
+
+    Returns:
+        MaxBoxAcc (one IoU) or MaxBoxAccV2 (three), see `distcam_jax.localization`.
+    """
+    best = correct.mean(axis=0).argmax(axis=0)
+    return mean_figure(correct[:, best, np.arange(len(best))].mean(axis=1), **bootstrap)
 
 
 def _at_both_thresholds(ious, measured, method, tuned, bootstrap) -> dict:
@@ -123,4 +143,4 @@ BASELINES = {
     "whole_image": "whole image",
     "wrong_prototype": "a wrong class's prototype",
 }
-TITLES = METHODS | BASELINES
+TITLES = {name: method.title for name, method in METHODS.items()} | BASELINES

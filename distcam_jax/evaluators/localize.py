@@ -5,109 +5,26 @@ the maps of the true class (and, as a control, of a random wrong class) are all 
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
-from distcam_jax.cam import (
-    channel_distances,
-    contrastive_weights,
-    global_average_pool,
-    reciprocal_weights,
-    weighted_channel_sum,
-)
 from distcam_jax.evaluators.classify import concatenate_rows
+from distcam_jax.evaluators.explain import MapFunction, present_classes
 from distcam_jax.evaluators.network import Network, rank_classes
-from distcam_jax.localization import PROTOCOLS, Protocol, best_iou, center_box, evaluate_boxes, whole_image_box
+from distcam_jax.localization import PROTOCOLS, BoxPool, Protocol, best_iou, center_box, whole_image_box
+from distcam_jax.methods import METHODS
 from distcam_jax.prototypes import Prototypes
 
-METHODS = {
-    "cam": "CAM",
-    "dist_cam": "Dist-CAM",
-    "dist_cam_literal": "Dist-CAM, literal Eq. 5",
-    "contrastive": "contrastive Dist-CAM",
-    "uniform": "uniform weights",
-}
-LITERAL_EPS = 1e-6  # as near to Eq. 5 as floating point allows
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 DEFAULT_THRESHOLD = 0.2
+_PENDING = 64  # batches of one method's maps that may wait for their boxes; a map of 14 x 14 has 784 bytes
 
 
 def ilsvrc_protocol(image_size: int) -> Protocol:
     """The `ilsvrc` protocol at the network's input size, with every threshold of `THRESHOLDS`."""
     return dataclasses.replace(PROTOCOLS["ilsvrc"], thresholds=THRESHOLDS, input_size=image_size)
-
-
-@functools.partial(jax.jit, static_argnames=("norm", "eps"))
-def class_maps(
-    features: Float[Array, "b h w k"],
-    classes: Int[Array | np.ndarray, "b m"],
-    prototypes: Float[Array | np.ndarray, "c k"],
-    linear: Float[Array, "c k"] | None = None,
-    *,
-    norm: str = "sum",
-    eps: float = 0.1,
-) -> dict[str, Float[Array, "b m h w"]]:
-    """Heatmaps of chosen classes by every method that is defined.
-
-    Args:
-        features: pre-pool feature maps `[b, h, w, k]`.
-        classes: which classes' maps to make, for each image `[b, m]`.
-        prototypes: class prototypes `[c, k]`.
-        linear: a linear layer's class weights `[c, k]`; None leaves CAM out.
-        norm: normalisation of the reciprocal weights.
-        eps: of the reciprocal weights.
-
-    Returns:
-        Method to maps `[b, m, h, w]`; the names are those of `METHODS`.
-    """
-
-    def weights_of_one(embedding, chosen):
-        distances = channel_distances(embedding, prototypes)
-        weights = {
-            "dist_cam": reciprocal_weights(distances[chosen], norm=norm, eps=eps),
-            "dist_cam_literal": reciprocal_weights(distances[chosen], norm=norm, eps=LITERAL_EPS),
-            "contrastive": contrastive_weights(distances)[chosen],
-            "uniform": jnp.ones((len(chosen), embedding.shape[-1]), embedding.dtype),
-        }
-        return weights if linear is None else {"cam": linear[chosen], **weights}
-
-    weights = jax.vmap(weights_of_one)(global_average_pool(features), classes)
-    return {name: jax.vmap(weighted_channel_sum, (None, 1), 1)(features, value) for name, value in weights.items()}
-
-
-def _present_classes(prototypes: Prototypes) -> tuple[np.ndarray, np.ndarray]:
-    """The classes that have training samples `[p]`, and the position of each class among them `[c]`."""
-    present = np.flatnonzero(prototypes.counts)
-    position = np.zeros(len(prototypes.counts), np.int32)
-    position[present] = np.arange(len(present))
-    return present, position
-
-
-def network_maps(
-    network: Network, prototypes: Prototypes, features, classes: np.ndarray, *, norm: str, eps: float
-) -> dict[str, np.ndarray]:
-    """Maps `[b, m, h, w]` on the host, of classes `[b, m]` that have training samples; the others play no part.
-
-    Args:
-        network: from `load_network`.
-        prototypes: its class prototypes.
-        features: pre-pool feature maps `[b, h, w, k]`.
-        classes: which classes' maps to make; those of a class without samples are another's.
-        norm: normalisation of the reciprocal weights.
-        eps: of the reciprocal weights.
-
-    Returns:
-        Method to maps, in the order of `METHODS`.
-    """
-    present, position = _present_classes(prototypes)
-    linear = None if network.class_weights is None else network.class_weights[present]
-    maps = class_maps(features, position[classes], prototypes.prototypes[present], linear, norm=norm, eps=eps)
-    return {name: np.asarray(maps[name]) for name in METHODS if name in maps}  # jit sorts a dict by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +40,8 @@ class Localization:
         right_iou: method to IoU of the true class's box at every threshold `[n, thresholds]`.
         wrong_iou: the same of the wrong class's box.
         box_iou: baseline to IoU `[n]`: "center_box" and "whole_image".
+        correct: further protocol to method to whether the true class's boxes are right, `[n, bytes]`, the bits of
+            `[thresholds, ious]` packed; see `unpack_correct`.
     """
 
     labels: np.ndarray
@@ -133,6 +52,7 @@ class Localization:
     right_iou: dict[str, np.ndarray]
     wrong_iou: dict[str, np.ndarray]
     box_iou: dict[str, np.ndarray]
+    correct: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def rows(self, kept: np.ndarray) -> "Localization":
         """Some of the images: those whose row of `kept` `[n]` is True."""
@@ -141,7 +61,8 @@ class Localization:
 
     def decision(self, method: str) -> np.ndarray:
         """The best classes `[n, top]` of the decision that a method explains."""
-        return self.decisions["softmax" if method == "cam" else "nearest"]
+        of_classifier = method in METHODS and "class_weights" in METHODS[method].needs
+        return self.decisions["softmax" if of_classifier else "nearest"]
 
 
 def wrong_classes(labels: np.ndarray, index: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
@@ -169,19 +90,21 @@ def localize(
     network: Network,
     prototypes: Prototypes,
     batches: Iterable[dict[str, np.ndarray]],
+    maps: MapFunction,
     *,
-    norm: str = "sum",
-    eps: float = 0.1,
+    protocols: Sequence[str] = (),
     seed: int = 0,
 ) -> Localization:
     """Runs a network over a split and scores the heatmaps of every method.
+
+    Threads find the boxes of one batch while the devices compute the next.
 
     Args:
         network: from `load_network`.
         prototypes: its class prototypes.
         batches: of `Network.batches`, with boxes.
-        norm: normalisation of the reciprocal weights.
-        eps: of the reciprocal weights.
+        maps: of `bind_methods`.
+        protocols: of `distcam_jax.localization.PROTOCOLS`, scored beside `ilsvrc` for the map of the true class.
         seed: of the wrong classes.
 
     Returns:
@@ -190,38 +113,79 @@ def localize(
     Raises:
         ValueError: when an image has no box, or no image is left.
     """
-    protocol = ilsvrc_protocol(network.config.input.image_size)
-    present, position = _present_classes(prototypes)
+    ilsvrc = ilsvrc_protocol(network.config.input.image_size)
+    present, position = present_classes(prototypes)
     rows = []
-    for batch in batches:
-        real = np.flatnonzero(batch["mask"] & (prototypes.counts[batch["label"]] > 0))
-        if not len(real):
-            continue
+
+    def launch(batch):
         wrong = present[wrong_classes(position[batch["label"]], batch["index"], len(present), seed)]
         output, features = network(batch["image"])
-        decisions, distances = rank_classes(network, prototypes, output, features["embedding"])
-        classes = np.stack([batch["label"], wrong], axis=1)
-        maps = network_maps(network, prototypes, features["pre_pool"], classes, norm=norm, eps=eps)
-        boxes = [row[:count] for row, count in zip(batch["boxes"], batch["num_boxes"], strict=True)]
-        boxes, sizes = [boxes[i] for i in real], batch["image_size"][real]
-        maps = {name: value[real] for name, value in maps.items()}
-        row = {
-            "labels": batch["label"][real],
-            "index": batch["index"][real],
-            "wrong": wrong[real],
-            "decisions": {name: ranked[real] for name, ranked in decisions.items()},
-            "distances": distances.min(axis=1)[real],
-            "right_iou": {n: evaluate_boxes(m[:, 0], boxes, sizes, protocol).best_iou for n, m in maps.items()},
-            "wrong_iou": {n: evaluate_boxes(m[:, 1], boxes, sizes, protocol).best_iou for n, m in maps.items()},
-            "box_iou": {
-                "center_box": _baseline_iou(center_box(sizes), boxes),
-                "whole_image": _baseline_iou(whole_image_box(sizes), boxes),
-            },
-        }
-        rows.append(row)
+        heatmaps = maps(features["pre_pool"], np.stack([batch["label"], wrong], axis=1))
+        return batch, wrong, output, features["embedding"], heatmaps
+
+    with BoxPool(pending=_PENDING) as pool:
+        for batch, wrong, output, embedding, heatmaps in _ahead(map(launch, batches)):
+            real = np.flatnonzero(batch["mask"] & (prototypes.counts[batch["label"]] > 0))
+            if not len(real):
+                continue
+            decisions, distances = rank_classes(network, prototypes, output, embedding)
+            truth = [row[:count] for row, count in zip(batch["boxes"], batch["num_boxes"], strict=True)]
+            truth, sizes = [truth[i] for i in real], batch["image_size"][real]
+            heatmaps = {name: np.asarray(value)[real] for name, value in heatmaps.items()}
+            row = {
+                "labels": batch["label"][real],
+                "index": batch["index"][real],
+                "wrong": wrong[real],
+                "decisions": {name: ranked[real] for name, ranked in decisions.items()},
+                "distances": distances.min(axis=1)[real],
+                "right_iou": {n: pool.submit(m[:, 0], truth, sizes, ilsvrc) for n, m in heatmaps.items()},
+                "wrong_iou": {n: pool.submit(m[:, 1], truth, sizes, ilsvrc) for n, m in heatmaps.items()},
+                "box_iou": {
+                    "center_box": _baseline_iou(center_box(sizes), truth),
+                    "whole_image": _baseline_iou(whole_image_box(sizes), truth),
+                },
+                "correct": {
+                    protocol: {n: pool.submit(m[:, 0], truth, sizes, protocol) for n, m in heatmaps.items()}
+                    for protocol in protocols
+                },
+            }
+            rows.append(row)
+        rows = [_finished(row) for row in rows]
     if not rows:
         raise ValueError("no image to localise: the split is empty, or none of its classes has training samples")
     return Localization(**concatenate_rows(rows))
+
+
+def _ahead(items: Iterator) -> Iterator:
+    """The items, each handed out after the next has been made: the devices are never without work."""
+    before = next(items, None)
+    while before is not None:
+        after = next(items, None)
+        yield before
+        before = after
+
+
+def _finished(row: dict) -> dict:
+    """A row with its boxes found."""
+    done = {
+        kind: {name: one.result().best_iou for name, one in row[kind].items()} for kind in ("right_iou", "wrong_iou")
+    }
+    done["correct"] = {
+        protocol: {name: pack_correct(one.result().correct) for name, one in by_method.items()}
+        for protocol, by_method in row["correct"].items()
+    }
+    return row | done
+
+
+def pack_correct(correct: np.ndarray) -> np.ndarray:
+    """Bits `[n, thresholds, ious]` in an eighth of the memory `[n, bytes]`."""
+    return np.packbits(correct.reshape(len(correct), -1), axis=1)
+
+
+def unpack_correct(packed: np.ndarray, protocol: str) -> np.ndarray:
+    """What `pack_correct` packed, `[n, thresholds, ious]`, as booleans."""
+    shape = len(PROTOCOLS[protocol].thresholds), len(PROTOCOLS[protocol].ious)
+    return np.unpackbits(packed, axis=1, count=shape[0] * shape[1]).reshape(-1, *shape).astype(bool)
 
 
 def _baseline_iou(predicted, boxes) -> np.ndarray:

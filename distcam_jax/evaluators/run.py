@@ -1,15 +1,10 @@
 """One evaluation from run folders to `metrics.json`, tables and `report.html`."""
 
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import ml_collections
 import numpy as np
 from tqdm import tqdm
@@ -19,30 +14,20 @@ from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators import figures
 from distcam_jax.evaluators.cases import choose_cases, make_cases, make_comparisons
 from distcam_jax.evaluators.classify import Classification, classify
-from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, METHODS, Localization, localize, tune_thresholds
-from distcam_jax.evaluators.network import Network, import_network, load_network, network_prototypes
-from distcam_jax.files import write_atomically
-from distcam_jax.prototypes import Prototypes
-from distcam_jax.report import Column, Measure, Report, Row, Section, Table, format_table, save_figure, save_report
-
-_PACKAGES = (
-    "jax",
-    "flax",
-    "optax",
-    "grain",
-    "orbax-checkpoint",
-    "tensorflow-datasets",
-    "numpy",
-    "opencv-python-headless",
-)
+from distcam_jax.evaluators.explain import Explained, bind_methods, check_names, choose_methods, collect_samples
+from distcam_jax.evaluators.explore import make_explorer
+from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, Localization, localize, tune_thresholds
+from distcam_jax.evaluators.network import import_network, load_network, network_prototypes
+from distcam_jax.evaluators.provenance import portable, provenance, write_text
+from distcam_jax.evaluators.tables import make_tables
+from distcam_jax.localization import PROTOCOLS
+from distcam_jax.report import Report, Section, format_table, save_figure, save_report
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Result:
-    network: Network
-    prototypes: Prototypes
+    explained: Explained
     measured: Localization
-    tuned: dict[str, float]
     cropped: Classification | None
 
 
@@ -62,7 +47,7 @@ def evaluate(
     Args:
         config: the configuration of the run, see `configs/`.
         workdir: the run's folder; None for published weights.
-        output: where the results go; the run's folder by default.
+        output: where the results go; by default the run's folder, or `runs/` and the name of the weights.
         compare: folders of further runs on the same data, whose rows join the table; CAM of a softmax run stands
             beside Dist-CAM of a metric run.
         prototypes: a prototypes file to use instead of a pass over the training images.
@@ -77,11 +62,9 @@ def evaluate(
     """
     if (workdir is None) == (weights is None):
         raise ValueError("give either the folder of a run or weights")
-    folder = workdir if output is None else output
-    if folder is None:
-        raise ValueError("weights come without a folder; say where the output goes")
-    output = Path(folder)
+    output = Path(output or workdir or f"runs/{Path(str(weights)).stem}")
     runs.check_config(config)
+    check_options(config.evaluate)
     if workdir is not None:
         runs.check_workdir(config, workdir)
     entries = [(config, output if workdir is None else Path(workdir), prototypes, weights)]
@@ -102,16 +85,30 @@ def evaluate(
     metrics = _metrics(config, results, data)
     tables = make_tables(metrics)
     print("\n\n".join(format_table(table) for table in tables))
-    _write(output / "tables.md", "\n\n".join(format_table(table, markdown=True) for table in tables))
-    _write(output / "metrics.json", json.dumps(metrics, indent=2))
+    write_text(output / "tables.md", "\n\n".join(format_table(table, markdown=True) for table in tables))
+    write_text(output / "metrics.json", json.dumps(metrics, indent=2))
     report, cases = _report(config, results, data, tables)
     save_report(report, output / "report.html")
     save_figure(cases["random"][:4], output / "examples.png", dpi=100)
+    print(f"\nfigures: {output}/metrics.json\nreport:  {output}/report.html")
     return metrics
 
 
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n"))
+def check_options(options: ml_collections.ConfigDict) -> None:
+    """Refuses options of an evaluation that lack a key or name something unknown; a ValueError names the key."""
+    for name in ("methods", "protocols", "samples_per_class", "explorer"):
+        if name not in options:
+            raise ValueError(f"the configuration has no key evaluate.{name}; it was made for another version")
+    check_names(options.methods)
+    if "dist_cam" not in options.methods:
+        raise ValueError("config.evaluate.methods must hold dist_cam, which the others are compared with")
+    further = [name for name in PROTOCOLS if name != "ilsvrc"]  # which is always scored
+    for name in options.protocols:
+        if name not in further:
+            raise ValueError(f"config.evaluate.protocols may name {', '.join(further)}, got {name!r}")
+    for name in ("samples_per_class", "explorer"):
+        if options[name] < 0:
+            raise ValueError(f"config.evaluate.{name} must be 0 or more, got {options[name]}")
 
 
 def _names(entries) -> list[str]:
@@ -135,35 +132,38 @@ def _measure(config, options, folder, file, weights, name, data: Dataset) -> _Re
         network = import_network(config, weights, data.num_classes, name=name)
     path = Path(file) if file else folder / "prototypes.safetensors"
     prototypes = network_prototypes(network, path, data.class_names, batch=options.batch, given=file is not None)
+    train = training.load_split(config, "train").source
+    samples = None
+    if options.samples_per_class:
+        count = {"per_class": options.samples_per_class, "seed": config.seed}
+        samples = collect_samples(network, train, batch=options.batch, **count)
+    methods = choose_methods(options.methods, network, samples=samples, norm=options.norm, eps=options.eps)
+    maps = bind_methods(methods, network, prototypes, samples=samples)
     measured = {}
     # Every network is measured on the same images; which ones it has not been trained on, its own configuration says.
     sources = {"tune": training.load_split(config, "tune").source, "eval": data.source}
     for split, title in (("tune", "thresholds"), ("eval", "figures")):
-        source = sources[split]
-        batches = network.batches(source, batch=options.batch)
+        batches = network.batches(sources[split], batch=options.batch)
         batches = tqdm(batches, f"{title} of the {name} network", len(batches), unit="batch", leave=False)
-        measured[split] = localize(network, prototypes, batches, norm=options.norm, eps=options.eps, seed=config.seed)
+        protocols = options.protocols if split == "eval" else ()
+        measured[split] = localize(network, prototypes, batches, maps, protocols=protocols, seed=config.seed)
     cropped = None
     if options.center_crop:
         batches = network.batches(data.source, batch=options.batch, resize="center_crop")
         title = f"centre crops of the {name} network"
         cropped = classify(network, prototypes, tqdm(batches, title, len(batches), unit="batch", leave=False))
-    return _Result(network, prototypes, measured["eval"], tune_thresholds(measured["tune"]), cropped)
+    tuned = tune_thresholds(measured["tune"])
+    return _Result(Explained(network, prototypes, methods, maps, tuned), measured["eval"], cropped)
 
 
 def _metrics(config, results: list[_Result], data: Dataset) -> dict:
     bootstrap = {"seed": config.seed, "resamples": config.evaluate.resamples}
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
-        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _PACKAGES},
-        "seed": config.seed,
-        "config": _portable(config),
+        **provenance(config),
         "images": len(data.source),
         "classes": data.num_classes,
-        "intervals": f"95 %, percentile bootstrap over images, {config.evaluate.resamples} resamples",
         "default_threshold": DEFAULT_THRESHOLD,
-        "networks": {result.network.name: _figures(result, data, bootstrap) for result in results},
+        "networks": {result.explained.network.name: _figures(result, data, bootstrap) for result in results},
         "differences": [
             {"a": a, "b": b, "gt_known": dataclasses.asdict(figure)}
             for a, b, figure in _differences(results, bootstrap)
@@ -178,14 +178,14 @@ def _figures(result: _Result, data: Dataset, bootstrap: dict) -> dict:
         return {
             "images": len(measured.labels),
             "classification": _as_dict(figures.classification_figures(measured, **bootstrap)),
-            "localization": _as_dict(figures.localization_figures(measured, result.tuned, **bootstrap)),
+            "localization": _as_dict(figures.localization_figures(measured, result.explained.tuned, **bootstrap)),
         }
 
     values = {
-        "objective": result.network.config.objective,
-        "steps": result.network.step,
-        "weights": result.network.source,
-        "weights_hash": result.network.weights_hash,
+        "objective": result.explained.network.config.objective,
+        "steps": result.explained.network.step,
+        "weights": result.explained.network.source,
+        "weights_hash": result.explained.network.weights_hash,
         **both(result.measured),
     }
     if result.cropped is not None:
@@ -194,21 +194,6 @@ def _figures(result: _Result, data: Dataset, bootstrap: dict) -> dict:
         kept = np.array([not data.source[int(i)]["blacklisted"] for i in result.measured.index])
         values["without_blacklist"] = both(result.measured.rows(kept))
     return values
-
-
-def _machine() -> str:
-    """The processor's name, its cores, and the devices that JAX computes on."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = names[0] if names else name
-    return f"{name}, {os.cpu_count()} cores; {jax.device_count()} x {jax.devices()[0].device_kind}"
-
-
-def _portable(config) -> dict:
-    """The configuration without where this machine keeps its data."""
-    return config.to_dict() | {"data": runs.data_options(config)}
 
 
 def _as_dict(value):
@@ -225,22 +210,25 @@ _PAIRS = (
     ("cam", "wrong_cam"),
     ("contrastive", "wrong_contrastive"),
     ("contrastive", "dist_cam"),
+    ("intersection", "wrong_intersection"),
+    ("intersection", "contrastive"),
+    ("intersection", "uniform"),
 )
 
 
 def _differences(results: list[_Result], bootstrap: dict):
-    """Paired differences of GT-known at the tuned thresholds: within each network, and of Dist-CAM from every CAM."""
+    """Paired differences of GT-known at the tuned thresholds: within each network, and from every CAM."""
 
     def hits(result, method):
         base = method.removeprefix("wrong_")
-        return figures.hits(result.measured, method, result.tuned.get(base, DEFAULT_THRESHOLD))
+        return figures.hits(result.measured, method, result.explained.tuned.get(base, DEFAULT_THRESHOLD))
 
     def name(result, method):
         base = method.removeprefix("wrong_")
-        return f"{result.network.name}: {figures.TITLES[base]}{' of a wrong class' if base != method else ''}"
+        return f"{result.explained.network.name}: {figures.TITLES[base]}{' of a wrong class' if base != method else ''}"
 
     first = results[0]
-    pairs = [((first, "dist_cam"), (result, "cam")) for result in results]
+    pairs = [((first, method), (result, "cam")) for method in ("dist_cam", "intersection") for result in results]
     pairs += [((result, a), (result, b)) for result in results for a, b in _PAIRS]
     for (left, a), (right, b) in pairs:
         methods = {(left, a.removeprefix("wrong_")), (right, b.removeprefix("wrong_"))}
@@ -248,90 +236,12 @@ def _differences(results: list[_Result], bootstrap: dict):
             yield name(left, a), name(right, b), figures.difference_figure(hits(left, a), hits(right, b), **bootstrap)
 
 
-def _cell(figure: dict | None) -> Measure | None:
-    return None if figure is None else Measure(figure["value"], figure["low"], figure["high"])
-
-
-def make_tables(metrics: dict) -> list[Table]:
-    """The tables of an evaluation, from what `metrics.json` holds.
-
-    Args:
-        metrics: of `evaluate`.
-
-    Returns:
-        Localisation, classification and paired differences.
-    """
-    percent = {"percent": True, "decimals": 1}
-    networks = metrics["networks"]
-    tables = [_localization_table("Localisation", networks, metrics)]
-    rest = {name: values["without_blacklist"] for name, values in networks.items() if "without_blacklist" in values}
-    if rest:
-        tables.append(_localization_table("Localisation without the blacklisted images", rest, metrics))
-    passes = {name: values["classification"] for name, values in networks.items()}
-    rows = [(f"{name} network", values) for name, values in passes.items()]
-    for name, values in networks.items():
-        if "center_crop" in values:
-            rows.append((f"{name} network, centre crop", values["center_crop"]))
-        if name in rest:
-            rows.append((f"{name} network, without the blacklisted images", rest[name]["classification"]))
-    names = sorted({name for values in passes.values() for name in values})
-    classification = Table(
-        "Classification",
-        [Column(name.replace("_", " "), best="max", **percent) for name in names],
-        [Row(label, [_cell(values.get(name)) for name in names]) for label, values in rows],
-        note="Accuracy in percent; the nearest prototype is the class mean of Eq. 7 at the smallest L1 distance. "
-        "Images are resized straight, and so are those behind the prototypes; a centre crop keeps the aspect.",
-    )
-    differences = Table(
-        "Paired differences of GT-known",
-        [Column("difference", **percent)],
-        [Row(f"{row['a']} − {row['b']}", [_cell(row["gt_known"])]) for row in metrics["differences"]],
-        note="In points, at each method's tuned threshold, on the same images; one whose interval holds 0 is none.",
-    )
-    return [*tables, classification, differences]
-
-
-def _localization_table(title: str, networks: dict, metrics: dict) -> Table:
-    images = next(iter(networks.values()))["images"]  # those of classes without training images are left out
-    percent = {"percent": True, "decimals": 1}
-    rows = []
-    for network, values in networks.items():
-        for method, kinds in values["localization"].items():
-            label = f"{figures.TITLES[method]} · {network} network" if len(networks) > 1 else figures.TITLES[method]
-            default, tuned = kinds["default"], kinds["tuned"]
-            cells = [
-                _cell(default["top1_error"]),
-                _cell(default["gt_known"]),
-                _cell(default.get("wrong_class_gt_known")),
-                _cell(tuned["gt_known"]),
-                _cell(tuned.get("wrong_class_gt_known")),
-                f"{kinds['threshold']:.2f}" if "threshold" in kinds else None,
-            ]
-            rows.append(Row(label, cells, muted=method not in METHODS or method == "uniform"))
-    return Table(
-        title,
-        [
-            Column(f"Top-1 error at {metrics['default_threshold']}", best="min", **percent),
-            Column(f"GT-known at {metrics['default_threshold']}", best="max", **percent),
-            Column("with a wrong class", **percent),
-            Column("GT-known, tuned", best="max", **percent),
-            Column("with a wrong class, tuned", **percent),
-            Column("tuned threshold"),
-        ],
-        rows,
-        note=f"Protocol ilsvrc, IoU 0.5, {images} images, {metrics['classes']} classes, in percent. "
-        f"Intervals: {metrics['intervals']}. Thresholds are tuned on held-out images. "
-        "The baselines' class decision is the nearest prototype's.",
-    )
-
-
 def _report(config, results: list[_Result], data: Dataset, tables):
-    first = results[0]
-    options = {"norm": config.evaluate.norm, "eps": config.evaluate.eps}
-    networks = [(result.network, result.prototypes, result.tuned) for result in results]
-    threshold = first.tuned["dist_cam"]
-    chosen = choose_cases(first.measured, threshold, count=config.evaluate.cases, seed=config.seed)
-    cases = {name: make_cases(data, networks, first.measured.index[rows], **options) for name, rows in chosen.items()}
+    explained, first = [result.explained for result in results], results[0]
+    seed, options = config.seed, config.evaluate
+    threshold = first.explained.tuned["dist_cam"]
+    chosen = choose_cases(first.measured, threshold, count=options.cases, seed=seed)
+    cases = {name: make_cases(data, explained, first.measured.index[rows]) for name, rows in chosen.items()}
     texts = {
         "best": "Largest overlap of the Dist-CAM box with the true box.",
         "worst": "Smallest overlap.",
@@ -342,10 +252,9 @@ def _report(config, results: list[_Result], data: Dataset, tables):
         subtitle=f"{config.model.name}, {config.objective} objective · {data.name}, {data.split} split, "
         f"{len(data.source)} images",
         tables=tables,
-        settings=runs.flatten(_portable(config)),
-        comparisons=make_comparisons(
-            data, first.network, first.prototypes, first.measured, count=min(5, data.num_classes), **options
-        ),
+        settings=runs.flatten(portable(config)),
+        comparisons=make_comparisons(data, explained[0], first.measured, count=min(5, data.num_classes)),
+        explorer=make_explorer(data, explained, first.measured, count=options.explorer, seed=seed, batch=options.batch),
         sections=[
             Section(
                 f"{name.capitalize()} cases",

@@ -113,6 +113,35 @@ def whole_image_box(image_size: Sequence[Any] | Num[Array | np.ndarray, "*b 2"])
     return center_box(image_size, 1.0)
 
 
+def scale_boxes(
+    boxes: Num[Array | np.ndarray, "*b 4"],
+    from_size: Sequence[Any] | Num[Array | np.ndarray, "2"],
+    to_size: Sequence[Any] | Num[Array | np.ndarray, "2"],
+) -> Float[np.ndarray, "*b 4"]:
+    """Boxes of an image that is resized straight to another size, aspect not kept. Host function.
+
+    Args:
+        boxes: `[..., 4]` of `x0, y0, x1, y1`, exclusive end.
+        from_size: width and height in pixels of the image that the boxes belong to, such as the network's input.
+        to_size: those of the other image, such as the original.
+
+    Returns:
+        `[..., 4]`, not rounded.
+
+    Raises:
+        ValueError: where the boxes' last axis is not 4, or for a size that is not positive.
+
+    Examples:
+        >>> scale_boxes(np.array([56, 0, 112, 224]), (224, 224), (400, 300)).tolist()
+        [100.0, 0.0, 200.0, 300.0]
+    """
+    boxes = np.asarray(boxes, np.float64)
+    if boxes.ndim == 0 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes must have shape [..., 4], got {boxes.shape}")
+    from_size, to_size = check_sizes("from_size", from_size, 1), check_sizes("to_size", to_size, 1)
+    return boxes * np.tile(to_size, 2) / np.tile(from_size, 2)
+
+
 def check_sizes(name: str, sizes, ndim: int | None = None) -> np.ndarray:
     """Image sizes as float64 `[..., 2]` with `ndim` axes; a ValueError names the first that is not positive."""
     sizes = np.asarray(sizes)

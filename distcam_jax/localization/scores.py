@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
 from distcam_jax.localization.boxes import box_iou, check_sizes
-from distcam_jax.localization.heatmaps import as_heatmaps, boxes_per_level
+from distcam_jax.localization.heatmaps import boxes_per_level
 from distcam_jax.localization.protocols import Protocol, find_protocol
+from distcam_jax.localization.upsampling import as_heatmaps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,14 +87,14 @@ def evaluate_boxes(
 
 def _best_ious(heatmap, true_boxes, image_size, protocol: Protocol) -> Float[np.ndarray, " thresholds"]:
     """One image's best IoU at every threshold; each distinct mask is looked at once."""
-    boxes, level_of_threshold = boxes_per_level(heatmap, protocol)
+    boxes, starts, mask_of_threshold = boxes_per_level(heatmap, protocol)
     image_size = np.tile(image_size, 2)
     if protocol.inclusive:  # multiplied before divided, as the reference does: the other order truncates differently
         true_boxes = np.trunc((true_boxes - [0, 0, 1, 1]) * protocol.input_size / image_size)
     else:
-        boxes = [level_boxes * image_size / protocol.input_size for level_boxes in boxes]
-    best = [box_iou(level_boxes[:, None], true_boxes, inclusive=protocol.inclusive).max() for level_boxes in boxes]
-    return np.array(best)[level_of_threshold]
+        boxes = boxes * image_size / protocol.input_size
+    best = box_iou(boxes[:, None], true_boxes, inclusive=protocol.inclusive).max(axis=1)
+    return np.maximum.reduceat(best, starts)[mask_of_threshold]
 
 
 def _check_images(heatmaps, boxes, image_sizes):

@@ -24,13 +24,14 @@ EVIDENCE: dict[str, Callable] = {
 }
 
 
-@functools.partial(jax.jit, static_argnames=("evidence", "temperature", "base", "spread", "precision"))
+@functools.partial(jax.jit, static_argnames=("evidence", "temperature", "uniform", "base", "spread", "precision"))
 def margin_maps(
     features: Float[AnyArray, "b h w k"],
     context: Context,
     *,
     evidence: str = "intersection",
     temperature: float = math.inf,
+    uniform: float = 0.0,
     base: float = 0.0,
     spread: bool = False,
     precision: lax.PrecisionLike = HIGHEST,
@@ -47,6 +48,7 @@ def margin_maps(
             negative channel distance; `"gradient"`, that of the negative L1 distance; `"difference"`, the prototype, to
             which the margin of the squared L2 distance comes down.
         temperature: of the rivals π, see `distcam_jax.intersection.rival_probabilities`.
+        uniform: share of the rivals that is spread over all classes alike, see there.
         base: share of the rivals' evidence that is left in the map, in [0, 1].
         spread: divides each weight by the standard deviation of the prototypes in that channel.
         precision: of the product.
@@ -68,7 +70,7 @@ def margin_maps(
     def maps_of(image, rows, context):
         pooled, prototypes = global_average_pool(image), context.prototypes
         distances = jnp.sum(channel_distances(pooled, prototypes), axis=-1)
-        rivals = rival_probabilities(distances, temperature=temperature)
+        rivals = rival_probabilities(distances, temperature=temperature, uniform=uniform)
         common = jnp.einsum("c,ck->k", rivals, measure(pooled, prototypes), precision=HIGHEST)
         weights = measure(pooled, rows) - (1 - float(base)) * common
         if spread:

@@ -1,0 +1,130 @@
+"""How good explanations are, measured on trained networks: localisation, dependence on the class asked, faithfulness.
+
+    python evaluate.py --config=configs/explanations.py:choose --output=runs/explanations/choose \
+        --config.data.manual_dir=<folder with tiny-imagenet-200 or its archive>
+
+The networks are runs of `configs/tiny_imagenet.py:<objective>` with `--config.epochs=10 --config.seed=<seed>`, trained
+on all classes that the folder holds, in folders `<objective>_<seed>` of `config.runs`. The argument is `choose`: many
+candidates, on the validation images of sixteen classes; or `report`: what was chosen and its rivals, on those of twenty
+other classes. `--config.classes=` takes others.
+"""
+
+import math
+
+import ml_collections
+
+VAL16 = (
+    "n01882714",
+    "n02814533",
+    "n02950826",
+    "n02999410",
+    "n03444034",
+    "n03447447",
+    "n04067472",
+    "n04074963",
+    "n04133789",
+    "n04328186",
+    "n04371430",
+    "n04376876",
+    "n04465501",
+    "n04532670",
+    "n04596742",
+    "n07715103",
+)
+NOVEL20 = (
+    "n01768244",
+    "n01774750",
+    "n02085620",
+    "n02123394",
+    "n02125311",
+    "n02321529",
+    "n02666196",
+    "n02730930",
+    "n02795169",
+    "n02892201",
+    "n02906734",
+    "n03042490",
+    "n03404251",
+    "n03617480",
+    "n03891332",
+    "n04118538",
+    "n04179913",
+    "n07711569",
+    "n09246464",
+    "n09332890",
+)
+METHODS = (
+    "cam",
+    "dist_cam",
+    "dist_cam_literal",
+    "contrastive",
+    "intersection",
+    "uniform",
+    "energy",
+    "grad_cam",
+    "grad_cam_pp",
+    "grad_cam_l1",
+    "grad_cam_cosine",
+    "decomposition_cosine",
+    "decomposition_l2",
+)
+
+# Weights e_k^c - (1 - base) sum_c' pi_c' e_k^c' for four measures of evidence e, see distcam_jax/methods/margins.py.
+CANDIDATES = (
+    dict(name="intersection, base 0.05", evidence="intersection", base=0.05),
+    dict(name="intersection, base 0.1", evidence="intersection", base=0.1),
+    dict(name="intersection, base 0.2", evidence="intersection", base=0.2),
+    dict(name="intersection, base 1", evidence="intersection", base=1.0),
+    dict(name="intersection, temperature 1", evidence="intersection", temperature=1.0),
+    dict(name="intersection, temperature 2", evidence="intersection", temperature=2.0),
+    dict(name="intersection, temperature 1, base 0.1", evidence="intersection", temperature=1.0, base=0.1),
+    dict(name="intersection, temperature 2, base 0.05", evidence="intersection", temperature=2.0, base=0.05),
+    dict(name="intersection over spread", evidence="intersection", spread=True),
+    dict(name="distance, near rivals", evidence="distance", temperature=0.5, uniform=0.5),
+    dict(name="distance, near rivals, over spread", evidence="distance", temperature=0.5, uniform=0.5, spread=True),
+    dict(name="distance over spread", evidence="distance", spread=True),
+    dict(name="gradient", evidence="gradient", temperature=math.inf),
+    dict(name="difference", evidence="difference", temperature=math.inf),
+    dict(name="difference, near rivals", evidence="difference", temperature=0.5, uniform=0.5),
+    dict(name="difference over spread", evidence="difference", spread=True),
+)
+
+
+def get_config(argument: str = "report") -> ml_collections.ConfigDict:
+    """Plain values; every key is read."""
+    if argument not in ("choose", "report"):
+        raise ValueError(f"configs/explanations.py: got {argument!r}, want choose or report")
+    choose = argument == "choose"
+    return ml_collections.ConfigDict(
+        dict(
+            task="explanations",
+            seed=0,
+            runs="runs/ablations",
+            networks=("softmax_0", "metric_0"),
+            data=dict(name="tiny_imagenet", manual_dir="", classes=""),
+            classes=VAL16 if choose else NOVEL20,
+            evaluate=dict(
+                batch=100,
+                methods=METHODS,
+                margins=CANDIDATES if choose else (),
+                norm="sum",
+                eps=0.1,
+                resamples=2000,
+                pairs=1000,
+                pair_batch=50,
+                faithful=(
+                    "cam",
+                    "dist_cam",
+                    "contrastive",
+                    "intersection",
+                    "uniform",
+                    "grad_cam_l1",
+                    "decomposition_cosine",
+                ),
+                faithful_images=0 if choose else 200,
+                faithful_batch=25,
+                faithful_steps=16,
+                checkpoint="latest",
+            ),
+        )
+    )

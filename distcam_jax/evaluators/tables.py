@@ -1,0 +1,82 @@
+"""The tables of an evaluation, from what `metrics.json` holds."""
+
+from distcam_jax.evaluators import figures
+from distcam_jax.methods import METHODS
+from distcam_jax.report import Column, Measure, Row, Table
+
+
+def _cell(figure: dict | None) -> Measure | None:
+    return None if figure is None else Measure(figure["value"], figure["low"], figure["high"])
+
+
+def make_tables(metrics: dict) -> list[Table]:
+    """The tables of an evaluation, from what `metrics.json` holds.
+
+    Args:
+        metrics: of `evaluate`.
+
+    Returns:
+        Localisation, classification and paired differences.
+    """
+    percent = {"percent": True, "decimals": 1}
+    networks = metrics["networks"]
+    tables = [_localization_table("Localisation", networks, metrics)]
+    rest = {name: values["without_blacklist"] for name, values in networks.items() if "without_blacklist" in values}
+    if rest:
+        tables.append(_localization_table("Localisation without the blacklisted images", rest, metrics))
+    passes = {name: values["classification"] for name, values in networks.items()}
+    rows = [(f"{name} network", values) for name, values in passes.items()]
+    for name, values in networks.items():
+        if "center_crop" in values:
+            rows.append((f"{name} network, centre crop", values["center_crop"]))
+        if name in rest:
+            rows.append((f"{name} network, without the blacklisted images", rest[name]["classification"]))
+    names = sorted({name for values in passes.values() for name in values})
+    classification = Table(
+        "Classification",
+        [Column(name.replace("_", " "), best="max", **percent) for name in names],
+        [Row(label, [_cell(values.get(name)) for name in names]) for label, values in rows],
+        note="Accuracy in percent; the nearest prototype is the class mean of Eq. 7 at the smallest L1 distance. "
+        "Images are resized straight, and so are those behind the prototypes; a centre crop keeps the aspect.",
+    )
+    differences = Table(
+        "Paired differences of GT-known",
+        [Column("difference", **percent)],
+        [Row(f"{row['a']} − {row['b']}", [_cell(row["gt_known"])]) for row in metrics["differences"]],
+        note="In points, at each method's tuned threshold, on the same images; one whose interval holds 0 is none.",
+    )
+    return [*tables, classification, differences]
+
+
+def _localization_table(title: str, networks: dict, metrics: dict) -> Table:
+    images = next(iter(networks.values()))["images"]  # those of classes without training images are left out
+    percent = {"percent": True, "decimals": 1}
+    rows = []
+    for network, values in networks.items():
+        for method, kinds in values["localization"].items():
+            label = f"{figures.TITLES[method]} · {network} network" if len(networks) > 1 else figures.TITLES[method]
+            default, tuned = kinds["default"], kinds["tuned"]
+            cells = [
+                _cell(default["top1_error"]),
+                _cell(default["gt_known"]),
+                _cell(default.get("wrong_class_gt_known")),
+                _cell(tuned["gt_known"]),
+                _cell(tuned.get("wrong_class_gt_known")),
+                f"{kinds['threshold']:.2f}" if "threshold" in kinds else None,
+            ]
+            rows.append(Row(label, cells, muted=method not in METHODS or not METHODS[method].asks))
+    return Table(
+        title,
+        [
+            Column(f"Top-1 error at {metrics['default_threshold']}", best="min", **percent),
+            Column(f"GT-known at {metrics['default_threshold']}", best="max", **percent),
+            Column("with a wrong class", **percent),
+            Column("GT-known, tuned", best="max", **percent),
+            Column("with a wrong class, tuned", **percent),
+            Column("tuned threshold"),
+        ],
+        rows,
+        note=f"Protocol ilsvrc, IoU 0.5, {images} images, {metrics['classes']} classes, in percent. "
+        f"Intervals: {metrics['intervals']}. Thresholds are tuned on held-out images. "
+        "The baselines' class decision is the nearest prototype's.",
+    )
