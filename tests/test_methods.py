@@ -30,6 +30,7 @@ NAMES = [
     "dist_cam_literal",
     "dist_cam_nearest",
     "contrastive",
+    "intersection",
     "uniform",
     "energy",
     "grad_cam",
