@@ -5,9 +5,11 @@ from pathlib import Path
 
 import ml_collections
 
+from distcam_jax.evaluators.ablations import ablations
 from distcam_jax.evaluators.explanations import explanations
 
 TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
+    "ablations": ablations,
     "explanations": explanations,
 }
 
