@@ -7,10 +7,12 @@ import ml_collections
 
 from distcam_jax.evaluators.ablations import ablations
 from distcam_jax.evaluators.explanations import explanations
+from distcam_jax.evaluators.table1 import table1
 
 TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
     "ablations": ablations,
     "explanations": explanations,
+    "table1": table1,
 }
 
 
