@@ -76,6 +76,12 @@ def loop_dist_cam(image, reference, distance="l1", eps=0.1):
     return image @ (weights / weights.sum())
 
 
+def loop_intersection(image, prototypes, asked):
+    pooled = image.mean(axis=(0, 1))
+    shares = [[min(p[k], x) / x if x > 0 else 0.0 for k, x in enumerate(pooled)] for p in prototypes]
+    return image @ (np.array(shares[asked]) - np.mean(shares, axis=0))
+
+
 def loop_contrastive(image, prototypes, asked, distance="l1"):
     distances = [loop_channel_distances(image.mean(axis=(0, 1)), prototype, distance) for prototype in prototypes]
     return image @ (np.mean(distances, axis=0) - distances[asked])
@@ -110,6 +116,7 @@ def expected_map(name, image, context, b, m):
         "dist_cam_literal": lambda: loop_dist_cam(image, prototype, eps=1e-6),
         "dist_cam_nearest": lambda: loop_dist_cam(image, neighbor),
         "contrastive": lambda: loop_contrastive(image, context.prototypes, asked),
+        "intersection": lambda: loop_intersection(image, context.prototypes, asked),
         "uniform": lambda: image.sum(axis=-1),
         "energy": lambda: (image * image).sum(axis=-1),
         "grad_cam": lambda: np.maximum(image @ layer, 0) / places,

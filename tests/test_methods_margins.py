@@ -1,0 +1,55 @@
+"""Maps of a margin against loops over classes and channels in float64, for every measure of evidence."""
+
+import math
+
+import numpy as np
+import pytest
+
+from distcam_jax.methods import Context, margin_maps
+
+
+def scene():
+    generator = np.random.default_rng(0)
+    features = np.maximum(generator.normal(0.3, 1, size=(2, 3, 2, 6)), 0).astype(np.float32)
+    prototypes = generator.uniform(0, 1.2, size=(5, 6)).astype(np.float32)
+    return features, Context(np.array([[4, 1], [0, 2]]), prototypes)
+
+
+def evidence_of(kind, q, p):
+    """What one channel says for one class; q is positive."""
+    return {"intersection": min(p, q) / q, "distance": -abs(p - q), "gradient": np.sign(p - q), "difference": p}[kind]
+
+
+def loop_map(image, prototypes, asked, *, evidence, temperature=math.inf, uniform=0.0, base=0.0, spread=False):
+    pooled = image.mean(axis=(0, 1))
+    classes, channels = prototypes.shape
+    values = np.array([[evidence_of(evidence, pooled[k], p[k]) for k in range(channels)] for p in prototypes])
+    distances = np.array([sum(abs(p - pooled)) for p in prototypes])
+    near = np.exp(-distances / (temperature * distances.std()))
+    rivals = (1 - uniform) * near / near.sum() + uniform / classes
+    weights = values[asked] - (1 - base) * sum(rivals[c] * values[c] for c in range(classes))
+    if spread:
+        deviation = prototypes.std(axis=0)
+        weights = weights / (deviation + 1e-3 * deviation.mean())
+    return image @ weights
+
+
+@pytest.mark.parametrize("evidence", ["intersection", "distance", "gradient", "difference"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.5}, {"temperature": 0.5, "uniform": 0.3}, {"base": 0.4}, {"spread": True}],
+    ids=str,
+)
+def test_margin_maps_match_loops(evidence, options):
+    features, context = scene()
+    assert (features.mean(axis=(1, 2)) > 0).all()
+    maps = margin_maps(features, context, evidence=evidence, **options)
+    for b, m in np.ndindex(2, 2):
+        image, prototypes = features[b].astype(np.float64), context.prototypes.astype(np.float64)
+        expected = loop_map(image, prototypes, context.classes[b, m], evidence=evidence, **options)
+        np.testing.assert_allclose(maps[b, m], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_margin_maps_name_an_unknown_measure_of_evidence():
+    with pytest.raises(ValueError, match="evidence: want one of 'intersection', 'distance', .* got 'hearsay'"):
+        margin_maps(*scene(), evidence="hearsay")
