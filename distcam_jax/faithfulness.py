@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from distcam_jax.cam import nearest_prototype
 from distcam_jax.checks import check_positive_integers, working_arrays
+from distcam_jax.localization import upsample_heatmaps
 
 AnyArray = Array | np.ndarray
 Fractions = Sequence[float | int] | Float[np.ndarray, " s"]
@@ -29,8 +30,7 @@ Fractions = Sequence[float | int] | Float[np.ndarray, " s"]
 def upsample_maps(heatmaps: Float[AnyArray, "*b h w"], size: tuple[int, int]) -> Float[Array, "*b height width"]:
     """Resizes maps bilinearly with half-pixel centres and clamped edges, as cv2.INTER_LINEAR does.
 
-    A pixel is `low + share · (high − low)` of its neighbours, so that pixels between equal cells are exactly equal: a
-    constant map stays constant to the last bit and its ties stay ties.
+    Pixels between equal cells are exactly equal: a constant map stays constant to the last bit and its ties stay ties.
 
     Args:
         heatmaps: `[..., h, w]`.
@@ -49,22 +49,7 @@ def upsample_maps(heatmaps: Float[AnyArray, "*b h w"], size: tuple[int, int]) ->
     (heatmaps,) = working_arrays(heatmaps=(heatmaps, "... h w"))
     height, width = size
     check_positive_integers(height=height, width=width)
-    return _resize(heatmaps, int(height), int(width))
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _resize(maps, height: int, width: int):
-    return _interpolate(_interpolate(maps, height, -2), width, -1)
-
-
-def _interpolate(maps, size: int, axis: int):
-    cells = maps.shape[axis]
-    places = np.clip((np.arange(size) + 0.5) * (cells / size) - 0.5, 0, cells - 1)
-    low = np.floor(places).astype(np.int32)
-    high = np.minimum(low + 1, cells - 1)
-    share = (places - low).astype(maps.dtype).reshape(-1, *(1,) * (-1 - axis))
-    start = jnp.take(maps, low, axis)
-    return start + share * (jnp.take(maps, high, axis) - start)
+    return upsample_heatmaps(heatmaps, (int(width), int(height)))
 
 
 @jax.jit

@@ -117,3 +117,29 @@ def load_run_config(workdir: str | Path) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise ValueError(f"{workdir} is no run of train.py: it holds no config.json")
     return ml_collections.ConfigDict(json.loads(path.read_text()))
+
+
+def load_comparable_run(workdir: str | Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The configuration of a run whose figures are to stand beside others of the same data.
+
+    Args:
+        workdir: the run's folder.
+        config: of the evaluation; says which data, and which checkpoint is loaded.
+
+    Returns:
+        The run's configuration.
+
+    Raises:
+        ValueError: when the folder holds no run, one of another version, or one of other data.
+    """
+    made = load_run_config(workdir)
+    try:
+        check_config(made)
+    except ValueError as error:
+        raise ValueError(f"{workdir}: {error}") from error
+    made.evaluate.checkpoint = config.evaluate.checkpoint
+    if data_options(made) != data_options(config):
+        raise ValueError(
+            f"{workdir} was trained on other data than this configuration's; only runs on the same data compare"
+        )
+    return made

@@ -153,15 +153,15 @@ def finished(tmp_path_factory):
 
 def counted(monkeypatch, stop_after=None):
     """Calls of the measurement, which ends the whole after some of them."""
-    calls, measured = [], evaluator.localize
+    calls, measured = [], evaluator.localize_source
 
-    def localize(network, *arguments, **options):
+    def localize_source(network, *arguments, **options):
         if len(calls) == stop_after:
             raise KeyboardInterrupt
         calls.append(network.name)
         return measured(network, *arguments, **options)
 
-    monkeypatch.setattr(evaluator, "localize", localize)
+    monkeypatch.setattr(evaluator, "localize_source", localize_source)
     return calls
 
 

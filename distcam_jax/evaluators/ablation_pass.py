@@ -15,11 +15,11 @@ from jax import numpy as jnp
 from jaxtyping import Bool, Int
 
 from distcam_jax.cam import reciprocal_weights, weighted_channel_sum
-from distcam_jax.evaluators.classify import concatenate_rows
 from distcam_jax.evaluators.explain import Samples, present_classes, sample_rows
 from distcam_jax.evaluators.figures import IOU
-from distcam_jax.evaluators.localize import THRESHOLDS, _ahead, _baseline_iou, ilsvrc_protocol, wrong_classes
+from distcam_jax.evaluators.localize import THRESHOLDS, ahead, baseline_iou, ilsvrc_protocol, wrong_classes
 from distcam_jax.evaluators.network import Network
+from distcam_jax.evaluators.rows import concatenate_rows, real_rows, true_boxes
 from distcam_jax.localization import BoxPool, center_box, whole_image_box
 from distcam_jax.methods import similarity
 from distcam_jax.methods.similarities import CHANNEL_DISTANCES
@@ -207,12 +207,12 @@ def score_split(
 
     rows = []
     with BoxPool(pending=2 * len(variants)) as pool:
-        for batch, (heatmaps, decisions), output in _ahead(map(launch, batches)):
-            real = np.flatnonzero(batch["mask"] & (prototypes.counts[batch["label"]] > 0))
+        for batch, (heatmaps, decisions), output in ahead(map(launch, batches)):
+            real = real_rows(batch, prototypes.counts)
             if not len(real):
                 continue
-            truth = [batch["boxes"][i][: batch["num_boxes"][i]] for i in real]
-            heatmaps, sizes, labels = np.asarray(heatmaps)[real], batch["image_size"][real], batch["label"][real]
+            truth, sizes, labels = true_boxes(batch, real), batch["image_size"][real], batch["label"][real]
+            heatmaps = np.asarray(heatmaps)[real]
             right = {name: present[np.asarray(value)[real]] == labels for name, value in decisions.items()}
             if linear is not None:
                 right["softmax", ""] = np.asarray(output).argmax(axis=1)[real] == labels
@@ -221,7 +221,7 @@ def score_split(
                 for name, variant in variants.items()
             }
             controls = {"center_box": center_box(sizes), "whole_image": whole_image_box(sizes)}
-            found |= {name: _baseline_iou(boxes, truth) >= IOU for name, boxes in controls.items()}
+            found |= {name: baseline_iou(boxes, truth) >= IOU for name, boxes in controls.items()}
             own = {name: right[variant.decision] for name, variant in variants.items()}
             own |= {name: right[Variant().decision] for name in controls}
             rows.append({"index": batch["index"][real], "hits": found, "class_right": own})

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from distcam_jax.evaluators.ablation_pass import Scores
 from distcam_jax.evaluators.ablation_rows import Ablation, Line
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS, threshold_index
-from distcam_jax.report import Column, Measure, Row, Table
+from distcam_jax.evaluators.tables import figure_cell
+from distcam_jax.report import Column, Row, Table
 
 KINDS = ("default", "tuned")
 MEASURES = ("gt_known", "top1_error")
@@ -182,15 +183,15 @@ def _table(ablation: dict, measure: str, metrics: dict) -> Table:
 
     for kind, suffix in (("default", f" at {metrics['default_threshold']}"), ("tuned", ", tuned")):
         found = [row[kind] for row in ablation["rows"]]
-        add(Column(name + suffix, best=best, **percent), [_measure(one[measure]) for one in found])
+        add(Column(name + suffix, best=best, **percent), [figure_cell(one[measure]) for one in found])
         if ablation["repeats"]:
             spread = Column(f"spread over {ablation['repeats']}{suffix}", **percent)
             add(spread, [one[measure]["spread"] for one in found])
-        add(Column(f"difference{suffix}", **percent), [_measure(one[f"{measure}_difference"]) for one in found])
+        add(Column(f"difference{suffix}", **percent), [figure_cell(one[f"{measure}_difference"]) for one in found])
     if measure == "gt_known":
         add(Column("tuned threshold"), [_threshold_text(row["thresholds"]) for row in ablation["rows"]])
     else:
-        add(Column("class right", best="max", **percent), [_measure(row["class_right"]) for row in ablation["rows"]])
+        add(Column("class right", best="max", **percent), [figure_cell(row["class_right"]) for row in ablation["rows"]])
     rows = [Row(row["label"], values, muted=row["muted"]) for row, values in zip(ablation["rows"], cells, strict=True)]
     title = ablation["title"] if measure == "gt_known" else f"{ablation['title']}: Top-1 localisation error"
     return Table(title, columns, rows, note=_note(ablation, metrics))
@@ -203,10 +204,6 @@ def _note(ablation: dict, metrics: dict) -> str:
         f"is said. Intervals: {metrics['intervals']}. Thresholds are tuned on {metrics['tuning_images']} other images."
     )
     return f"{ablation['note']} {general}".strip()
-
-
-def _measure(figure: dict | None) -> Measure | None:
-    return None if figure is None else Measure(figure["value"], figure["low"], figure["high"])
 
 
 def _threshold_text(thresholds: Sequence[float] | None) -> str | None:

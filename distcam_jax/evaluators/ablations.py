@@ -28,6 +28,7 @@ from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS
 from distcam_jax.evaluators.network import Network, load_network, network_prototypes
 from distcam_jax.evaluators.pieces import Pieces
 from distcam_jax.evaluators.provenance import provenance, write_text
+from distcam_jax.evaluators.rows import read_labels
 from distcam_jax.input_pipeline import Rows
 from distcam_jax.report import format_table
 
@@ -184,8 +185,7 @@ def _measure(config, network: Network, file: Path, data: Dataset, variants: dict
 def _drawn_sets(config, network: Network, num_classes: int) -> dict[str, np.ndarray]:
     """Prototypes of a few training samples; only images that any draw has are run."""
     train = training.load_split(network.config, "train").source
-    labels = np.array([train[index]["label"] for index in range(len(train))])
-    rows = drawn_rows(labels, config.vary.samples, config.vary.draws, config.seed)
+    rows = drawn_rows(read_labels(train), config.vary.samples, config.vary.draws, config.seed)
     taken = np.unique(np.concatenate(list(rows.values())))
     samples = collect_samples(network, Rows(train, taken), batch=config.evaluate.batch)
     return drawn_prototypes(samples, taken, rows, num_classes)
@@ -196,9 +196,7 @@ def _metrics(config, data: Dataset, measured: dict[str, Measured], networks: dic
     first = next(iter(measured.values()))
     curves = (DEFAULT, minmax_key(DEFAULT), "uniform", minmax_key("uniform"))
     varied = [name for name in config.varied if name in measured]
-    about = provenance(config)
-    del about["config"]["runs"]  # where this machine keeps them
-    return about | {
+    return provenance(config) | {
         "images": len(first.eval.index),
         "tuning_images": len(first.tune.index),
         "classes": data.num_classes,

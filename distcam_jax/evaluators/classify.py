@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from distcam_jax.evaluators.network import Network, rank_classes
+from distcam_jax.evaluators.rows import concatenate_rows, real_rows
 from distcam_jax.prototypes import Prototypes
 
 
@@ -40,7 +41,7 @@ def classify(network: Network, prototypes: Prototypes, batches: Iterable[dict[st
     """
     rows = []
     for batch in batches:
-        real = np.flatnonzero(batch["mask"] & (prototypes.counts[batch["label"]] > 0))
+        real = real_rows(batch, prototypes.counts)
         if not len(real):
             continue
         output, features = network(batch["image"])
@@ -54,13 +55,3 @@ def classify(network: Network, prototypes: Prototypes, batches: Iterable[dict[st
     if not rows:
         raise ValueError("no image to classify: the split is empty, or none of its classes has training samples")
     return Classification(**concatenate_rows(rows))
-
-
-def concatenate_rows(rows: list[dict]) -> dict:
-    """Joins what was measured batch by batch, `{name: array [n, ...] or a dict of such}`, along the images."""
-    return {
-        name: concatenate_rows([row[name] for row in rows])
-        if isinstance(value, dict)
-        else np.concatenate([row[name] for row in rows])
-        for name, value in rows[0].items()
-    }

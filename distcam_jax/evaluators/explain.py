@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from distcam_jax.evaluators.network import Network
+from distcam_jax.evaluators.rows import read_labels
 from distcam_jax.input_pipeline import Rows, Source
 from distcam_jax.methods import METHODS, Context, Method, nearest_samples
 from distcam_jax.prototypes import Prototypes
@@ -156,8 +157,7 @@ def collect_samples(
         The samples, in the order of the source.
     """
     if per_class is not None:
-        labels = np.array([source[index]["label"] for index in range(len(source))])
-        source = Rows(source, sample_rows(labels, per_class, seed))
+        source = Rows(source, sample_rows(read_labels(source), per_class, seed))
     embeddings, labels = [], []
     for one in network.batches(source, batch=batch):
         real = np.flatnonzero(one["mask"])

@@ -15,15 +15,17 @@ from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators import figures
 from distcam_jax.evaluators.explain import bind_methods, choose_methods
 from distcam_jax.evaluators.faithfulness import faithfulness
-from distcam_jax.evaluators.localize import Localization, localize, threshold_index, tune_thresholds
+from distcam_jax.evaluators.localize import Localization, localize_source, threshold_index, tune_thresholds
 from distcam_jax.evaluators.network import Network, load_network, network_prototypes
 from distcam_jax.evaluators.pieces import Pieces
 from distcam_jax.evaluators.provenance import provenance, write_text
+from distcam_jax.evaluators.rows import read_labels
 from distcam_jax.evaluators.specificity import specificity
+from distcam_jax.evaluators.tables import figure_cell
 from distcam_jax.input_pipeline import Rows
 from distcam_jax.methods import Method, margin_maps
 from distcam_jax.prototypes import Prototypes
-from distcam_jax.report import Column, Measure, Row, Table, format_table
+from distcam_jax.report import Column, Row, Table, format_table
 
 IOU = figures.IOU
 PAIR_MEASURES = ("pointing", "energy", "swap")
@@ -49,13 +51,8 @@ def explanations(config: ml_collections.ConfigDict, output: str | Path) -> dict:
     output, pieces, measured = Path(output), Pieces(Path(output) / "pieces"), {}
     for name in config.networks:
         folder = Path(config.runs) / name
-        run_config = runs.load_run_config(folder)
-        run_config.data.manual_dir = config.data.manual_dir
-        run_config.evaluate.checkpoint = config.evaluate.checkpoint
-        if runs.data_options(run_config) != runs.data_options(config):
-            raise ValueError(
-                f"{folder} was trained on other data than this configuration's; only one data set compares"
-            )
+        run_config = runs.load_comparable_run(folder, config)
+        run_config.data = config.data.to_dict()
         data = training.load_split(run_config, "eval")
         network = load_network(run_config, folder, data.num_classes, name=name)
         prototypes = network_prototypes(
@@ -94,9 +91,10 @@ def _measure(config, network: Network, prototypes: Prototypes, data: Dataset) ->
     splits = {"tune": Rows(tune.source, class_rows(tune, config.classes)), "eval": Rows(data.source, chosen)}
     passes = {}
     for split, source in splits.items():
-        batches = network.batches(source, batch=options.batch)
-        batches = tqdm(batches, f"{split} of {network.name}", len(batches), unit="batch", leave=False)
-        passes[split] = localize(network, prototypes, batches, maps, seed=config.seed)
+        title = f"{split} of {network.name}"
+        passes[split] = localize_source(
+            network, prototypes, source, maps, title=title, batch=options.batch, seed=config.seed
+        )
     tuned = tune_thresholds(passes["tune"])
     labels = sorted({int(label) for label in passes["eval"].labels})
     pairs = {"pairs": options.pairs, "seed": config.seed, "classes": labels, "batch": options.pair_batch}
@@ -143,10 +141,9 @@ def class_rows(data: Dataset, classes: Sequence[str]) -> np.ndarray:
     unknown = [name for name in classes if name not in data.class_ids]
     if unknown:
         raise ValueError(f"config.classes: {data.name} has no class {unknown[0]!r}")
-    labels = np.array([data.source[index]["label"] for index in range(len(data.source))])
     if not len(classes):
-        return np.arange(len(labels))
-    return np.flatnonzero(np.isin(labels, [data.class_ids.index(name) for name in classes]))
+        return np.arange(len(data.source))
+    return np.flatnonzero(np.isin(read_labels(data.source), [data.class_ids.index(name) for name in classes]))
 
 
 def summarize(measured: dict[str, dict], **bootstrap) -> dict:
@@ -213,10 +210,6 @@ def make_tables(metrics: dict) -> list[Table]:
     Returns:
         The tables.
     """
-
-    def cell(figure):
-        return None if figure is None else Measure(figure["value"], figure["low"], figure["high"])
-
     percent = {"percent": True, "decimals": 1}
     tables = []
     for network, result in metrics["networks"].items():
@@ -237,15 +230,17 @@ def make_tables(metrics: dict) -> list[Table]:
             Table(
                 network,
                 [columns[kind] for kind in kept],
-                [Row(found["title"], [cell(found.get(kind)) for kind in kept]) for found in methods.values()],
+                [Row(found["title"], [figure_cell(found.get(kind)) for kind in kept]) for found in methods.values()],
                 note=f"{result['images']} images; nearest prototype top-1 {100 * top1['value']:.1f} "
                 f"[{100 * top1['low']:.1f}, {100 * top1['high']:.1f}] %. Chance is 50 % for pointing, energy and swap. "
                 "Deletion and insertion are areas under the margin's curve in units of the mean absolute margin. "
                 f"Intervals: {metrics['intervals']}.",
             )
         )
+    measures = ("right", "pointing")
     rows = [
-        Row(f"{row['a']} − {row['b']}", [cell(row["right"]), cell(row["pointing"])]) for row in metrics["differences"]
+        Row(f"{row['a']} − {row['b']}", [figure_cell(row[measure]) for measure in measures])
+        for row in metrics["differences"]
     ]
     columns = [Column("GT-known, tuned", **percent), Column("two-object pointing", **percent)]
     note = "In points, on the same images and pairs; one whose interval holds 0 is none."

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from distcam_jax.evaluators.classify import concatenate_rows
 from distcam_jax.evaluators.explain import MapFunction
 from distcam_jax.evaluators.network import Network
+from distcam_jax.evaluators.rows import concatenate_rows, real_rows
 from distcam_jax.faithfulness import (
     area_under_curve,
     center_map,
@@ -132,7 +132,7 @@ def faithfulness(
     mean = None if baseline == "blur" else np.asarray(network.config.input.mean, np.float32)
     rows = []
     for batch in batches:
-        real = np.flatnonzero(batch["mask"] & (prototypes.counts[batch["label"]] > 0))
+        real = real_rows(batch, prototypes.counts)
         if not len(real):
             continue
         heatmaps = _true_class_maps(network, maps, batch, seed)

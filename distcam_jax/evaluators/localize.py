@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
-from distcam_jax.evaluators.classify import concatenate_rows
+from distcam_jax.decoding import Source
 from distcam_jax.evaluators.explain import MapFunction, present_classes
 from distcam_jax.evaluators.network import Network, rank_classes
+from distcam_jax.evaluators.rows import concatenate_rows, real_rows, true_boxes
 from distcam_jax.localization import PROTOCOLS, BoxPool, Protocol, best_iou, center_box, whole_image_box
 from distcam_jax.methods import METHODS
 from distcam_jax.prototypes import Prototypes
@@ -61,8 +63,43 @@ class Localization:
 
     def decision(self, method: str) -> np.ndarray:
         """The best classes `[n, top]` of the decision that a method explains."""
-        of_classifier = method in METHODS and "class_weights" in METHODS[method].needs
-        return self.decisions["softmax" if of_classifier else "nearest"]
+        return self.decisions[decision_of(method)]
+
+
+def decision_of(method: str) -> str:
+    """The class decision that a method or baseline goes with: "softmax", or "nearest" prototype."""
+    return "softmax" if method in METHODS and "class_weights" in METHODS[method].needs else "nearest"
+
+
+def localize_source(
+    network: Network,
+    prototypes: Prototypes,
+    source: Source,
+    maps: MapFunction,
+    *,
+    title: str,
+    batch: int,
+    protocols: Sequence[str] = (),
+    seed: int = 0,
+) -> Localization:
+    """`localize` over a whole source, with a progress bar.
+
+    Args:
+        network: as there.
+        prototypes: as there.
+        source: of examples with boxes.
+        maps: as there.
+        title: of the bar.
+        batch: images a step.
+        protocols: as there.
+        seed: as there.
+
+    Returns:
+        One row an image.
+    """
+    batches = network.batches(source, batch=batch)
+    batches = tqdm(batches, title, len(batches), unit="batch", leave=False)
+    return localize(network, prototypes, batches, maps, protocols=protocols, seed=seed)
 
 
 def wrong_classes(labels: np.ndarray, index: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
@@ -124,13 +161,12 @@ def localize(
         return batch, wrong, output, features["embedding"], heatmaps
 
     with BoxPool(pending=_PENDING) as pool:
-        for batch, wrong, output, embedding, heatmaps in _ahead(map(launch, batches)):
-            real = np.flatnonzero(batch["mask"] & (prototypes.counts[batch["label"]] > 0))
+        for batch, wrong, output, embedding, heatmaps in ahead(map(launch, batches)):
+            real = real_rows(batch, prototypes.counts)
             if not len(real):
                 continue
             decisions, distances = rank_classes(network, prototypes, output, embedding)
-            truth = [row[:count] for row, count in zip(batch["boxes"], batch["num_boxes"], strict=True)]
-            truth, sizes = [truth[i] for i in real], batch["image_size"][real]
+            truth, sizes = true_boxes(batch, real), batch["image_size"][real]
             heatmaps = {name: np.asarray(value)[real] for name, value in heatmaps.items()}
             row = {
                 "labels": batch["label"][real],
@@ -141,8 +177,8 @@ def localize(
                 "right_iou": {n: pool.submit(m[:, 0], truth, sizes, ilsvrc) for n, m in heatmaps.items()},
                 "wrong_iou": {n: pool.submit(m[:, 1], truth, sizes, ilsvrc) for n, m in heatmaps.items()},
                 "box_iou": {
-                    "center_box": _baseline_iou(center_box(sizes), truth),
-                    "whole_image": _baseline_iou(whole_image_box(sizes), truth),
+                    "center_box": baseline_iou(center_box(sizes), truth),
+                    "whole_image": baseline_iou(whole_image_box(sizes), truth),
                 },
                 "correct": {
                     protocol: {n: pool.submit(m[:, 0], truth, sizes, protocol) for n, m in heatmaps.items()}
@@ -156,7 +192,7 @@ def localize(
     return Localization(**concatenate_rows(rows))
 
 
-def _ahead(items: Iterator) -> Iterator:
+def ahead(items: Iterator) -> Iterator:
     """The items, each handed out after the next has been made: the devices are never without work."""
     before = next(items, None)
     while before is not None:
@@ -188,7 +224,8 @@ def unpack_correct(packed: np.ndarray, protocol: str) -> np.ndarray:
     return np.unpackbits(packed, axis=1, count=shape[0] * shape[1]).reshape(-1, *shape).astype(bool)
 
 
-def _baseline_iou(predicted, boxes) -> np.ndarray:
+def baseline_iou(predicted: np.ndarray, boxes: Sequence[np.ndarray]) -> np.ndarray:
+    """IoU `[n]` of one box an image `[n, 4]` with the best of the image's true boxes `[m, 4]`."""
     return np.array([best_iou(box, true) for box, true in zip(predicted, boxes, strict=True)])
 
 

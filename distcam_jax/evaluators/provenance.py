@@ -54,8 +54,9 @@ def machine_name() -> str:
 
 
 def portable(config: ml_collections.ConfigDict) -> dict:
-    """The configuration without where this machine keeps its data."""
-    return config.to_dict() | {"data": runs.data_options(config)}
+    """The configuration without where this machine keeps its data, and of folders of networks the name alone."""
+    folders = {name: Path(config[name]).name for name in ("runs", "weights") if name in config}
+    return config.to_dict() | {"data": runs.data_options(config)} | folders
 
 
 def write_text(path: Path, text: str) -> None:

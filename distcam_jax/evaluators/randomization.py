@@ -11,9 +11,9 @@ from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from distcam_jax.evaluators.classify import concatenate_rows
 from distcam_jax.evaluators.explain import MapFunction
 from distcam_jax.evaluators.network import Network
+from distcam_jax.evaluators.rows import concatenate_rows, real_rows
 from distcam_jax.models.convolution import compiler_options
 from distcam_jax.models.layers import MEMORY, BatchNorm
 from distcam_jax.prototypes import Prototypes, compute_prototypes, hash_weights
@@ -207,7 +207,7 @@ def _sample_maps(run, bind, class_names, training_batches, batches) -> dict:
     values, counts = compute_prototypes(lambda images: run(images)["embedding"], training_batches, len(class_names))
     maps_of, rows = bind(Prototypes(values, counts, tuple(class_names), {}, "")), []
     for batch in batches:
-        real = np.flatnonzero(batch["mask"] & (counts[batch["label"]] > 0))
+        real = real_rows(batch, counts)
         if not len(real):
             continue
         features = run(batch["image"])["pre_pool"]

@@ -16,7 +16,7 @@ from distcam_jax.evaluators.cases import choose_cases, make_cases, make_comparis
 from distcam_jax.evaluators.classify import Classification, classify
 from distcam_jax.evaluators.explain import Explained, bind_methods, check_names, choose_methods, collect_samples
 from distcam_jax.evaluators.explore import make_explorer
-from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, Localization, localize, tune_thresholds
+from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, Localization, localize_source, tune_thresholds
 from distcam_jax.evaluators.network import import_network, load_network, network_prototypes
 from distcam_jax.evaluators.provenance import portable, provenance, write_text
 from distcam_jax.evaluators.tables import make_tables
@@ -68,20 +68,12 @@ def evaluate(
     if workdir is not None:
         runs.check_workdir(config, workdir)
     entries = [(config, output if workdir is None else Path(workdir), prototypes, weights)]
-    entries += [(runs.load_run_config(folder), Path(folder), None, None) for folder in compare]
+    entries += [(runs.load_comparable_run(folder, config), Path(folder), None, None) for folder in compare]
     data = training.load_split(config, "eval")
-    results = []
-    for name, (run_config, folder, file, imported) in zip(_names(entries), entries, strict=True):
-        try:
-            runs.check_config(run_config)
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from error
-        run_config.evaluate.checkpoint = config.evaluate.checkpoint
-        if runs.data_options(run_config) != runs.data_options(config):
-            raise ValueError(
-                f"{folder} was trained on other data than this configuration's; only runs on the same data compare"
-            )
-        results.append(_measure(run_config, config.evaluate, folder, file, imported, name, data))
+    results = [
+        _measure(run_config, config.evaluate, folder, file, imported, name, data)
+        for name, (run_config, folder, file, imported) in zip(_names(entries), entries, strict=True)
+    ]
     metrics = _metrics(config, results, data)
     tables = make_tables(metrics)
     print("\n\n".join(format_table(table) for table in tables))
@@ -132,21 +124,26 @@ def _measure(config, options, folder, file, weights, name, data: Dataset) -> _Re
         network = import_network(config, weights, data.num_classes, name=name)
     path = Path(file) if file else folder / "prototypes.safetensors"
     prototypes = network_prototypes(network, path, data.class_names, batch=options.batch, given=file is not None)
-    train = training.load_split(config, "train").source
     samples = None
     if options.samples_per_class:
-        count = {"per_class": options.samples_per_class, "seed": config.seed}
-        samples = collect_samples(network, train, batch=options.batch, **count)
+        train, count = training.load_split(config, "train").source, options.samples_per_class
+        samples = collect_samples(network, train, batch=options.batch, per_class=count, seed=config.seed)
     methods = choose_methods(options.methods, network, samples=samples, norm=options.norm, eps=options.eps)
     maps = bind_methods(methods, network, prototypes, samples=samples)
     measured = {}
     # Every network is measured on the same images; which ones it has not been trained on, its own configuration says.
     sources = {"tune": training.load_split(config, "tune").source, "eval": data.source}
     for split, title in (("tune", "thresholds"), ("eval", "figures")):
-        batches = network.batches(sources[split], batch=options.batch)
-        batches = tqdm(batches, f"{title} of the {name} network", len(batches), unit="batch", leave=False)
-        protocols = options.protocols if split == "eval" else ()
-        measured[split] = localize(network, prototypes, batches, maps, protocols=protocols, seed=config.seed)
+        measured[split] = localize_source(
+            network,
+            prototypes,
+            sources[split],
+            maps,
+            title=f"{title} of the {name} network",
+            batch=options.batch,
+            protocols=options.protocols if split == "eval" else (),
+            seed=config.seed,
+        )
     cropped = None
     if options.center_crop:
         batches = network.batches(data.source, batch=options.batch, resize="center_crop")

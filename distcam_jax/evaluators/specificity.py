@@ -8,9 +8,9 @@ import numpy as np
 from jax import numpy as jnp
 
 from distcam_jax.decoding import Source, read_example
-from distcam_jax.evaluators.classify import concatenate_rows
 from distcam_jax.evaluators.explain import MapFunction
 from distcam_jax.evaluators.network import Network
+from distcam_jax.evaluators.rows import concatenate_rows
 from distcam_jax.faithfulness import random_maps
 from distcam_jax.geometry import resize_image
 from distcam_jax.prototypes import Prototypes

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from distcam_jax import runs, training
 from distcam_jax.datasets import Dataset
 from distcam_jax.decoding import Rows
 from distcam_jax.evaluators.explain import bind_methods, choose_methods
-from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS, localize, tune_thresholds
+from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS, localize_source, tune_thresholds
 from distcam_jax.evaluators.network import Network, network_prototypes
 from distcam_jax.evaluators.provenance import portable, provenance, write_text
 from distcam_jax.evaluators.table1_figures import Measured, compare_networks, network_figures
@@ -131,9 +130,10 @@ def measure_network(
         methods = choose_methods(options.methods, network, norm=options.norm, eps=options.eps)
         maps, passes = bind_methods(methods, network, prototypes), {}
         for title, split in (("thresholds", tune), ("figures", data)):
-            batches = network.batches(Rows(split.source, rows[title]), batch=options.batch)
-            batches = tqdm(batches, f"{title} of {one.name}", len(batches), unit="batch", leave=False)
-            passes[title] = localize(network, prototypes, batches, maps, seed=config.seed)
+            source, bar = Rows(split.source, rows[title]), f"{title} of {one.name}"
+            passes[title] = localize_source(
+                network, prototypes, source, maps, title=bar, batch=options.batch, seed=config.seed
+            )
         found = passes["figures"]
         found = dataclasses.replace(found, index=rows["figures"][found.index])
         return make_hits(found, tune_thresholds(passes["thresholds"]))
@@ -183,8 +183,6 @@ def summarize(
 def _without_paths(config) -> dict:
     """The configuration with the last part of each path: where this machine keeps its files is nobody's business."""
     values = portable(config)
-    for name in ("weights", "runs"):
-        values[name] = Path(values[name]).name
     for network in values["networks"].values():
         network |= {kind: Path(network[kind]).name for kind in KINDS}
     return values

@@ -12,9 +12,8 @@ import numpy as np
 from absl import logging
 
 from distcam_jax.evaluators.figures import IOU, Figure
-from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS, Localization, threshold_index
+from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS, Localization, decision_of, threshold_index
 from distcam_jax.files import write_atomically
-from distcam_jax.methods import METHODS
 
 THRESHOLD_KINDS = ("default", "tuned")
 _UNREADABLE = (
@@ -85,11 +84,6 @@ class Hits:
 
 def _map_of(method: str) -> str:
     return "dist_cam" if method == "wrong_prototype" else method
-
-
-def decision_of(method: str) -> str:
-    """The class decision that a method explains: "softmax" or "nearest" prototype."""
-    return "softmax" if method in METHODS and "class_weights" in METHODS[method].needs else "nearest"
 
 
 def make_hits(measured: Localization, tuned: Mapping[str, float]) -> Hits:

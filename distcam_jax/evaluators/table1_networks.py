@@ -132,15 +132,8 @@ def _imported_config(config, backbone: str) -> ml_collections.ConfigDict:
 
 def _run_config(config, folder: str) -> ml_collections.ConfigDict:
     """A run's own configuration, with where this one keeps its data and how it reads them."""
-    made = runs.load_run_config(folder)
-    try:
-        runs.check_config(made)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
-    made.evaluate.checkpoint = config.evaluate.checkpoint
+    made = runs.load_comparable_run(folder, config)
     made.input.num_workers = config.input.num_workers
-    if runs.data_options(made) != runs.data_options(config):
-        raise ValueError(f"{folder} was trained on other data than this configuration's; only one data set compares")
     made.data = config.data.to_dict()
     return made
 

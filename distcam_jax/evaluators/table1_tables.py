@@ -1,11 +1,13 @@
 """The tables of the paper's Table 1, from what `metrics.json` holds."""
 
 from distcam_jax.evaluators import figures
+from distcam_jax.evaluators.localize import decision_of
 from distcam_jax.evaluators.table1_figures import MEASURES, PARTS, SOFTMAX_KINDS
-from distcam_jax.evaluators.table1_hits import THRESHOLD_KINDS, decision_of
+from distcam_jax.evaluators.table1_hits import THRESHOLD_KINDS
 from distcam_jax.evaluators.table1_networks import KINDS
+from distcam_jax.evaluators.tables import figure_cell
 from distcam_jax.methods import METHODS
-from distcam_jax.report import Column, Measure, Row, Table
+from distcam_jax.report import Column, Row, Table
 from distcam_jax.report.tables import Cell
 
 _PERCENT = {"percent": True, "decimals": 1}
@@ -39,10 +41,6 @@ def _measured(backbone: dict) -> list[str]:
     return [kind for kind in KINDS if backbone["networks"][kind]["state"] == "measured"]
 
 
-def _cell(figure: dict | None) -> Measure | None:
-    return None if figure is None else Measure(figure["value"], figure["low"], figure["high"])
-
-
 def _networks_table(metrics: dict) -> Table:
     """Which networks were given, and how often they are wrong about the class."""
     rows = []
@@ -52,7 +50,7 @@ def _networks_table(metrics: dict) -> Table:
             if one["state"] == "measured":
                 errors = one["classification_error"]
                 cells = [one["source"], one["steps"], one["images"]]
-                cells += [_cell(errors.get("softmax")), _cell(errors["nearest"])]
+                cells += [figure_cell(errors.get("softmax")), figure_cell(errors["nearest"])]
             rows.append(Row(f"{backbone} · {title}", [one["state"], *cells]))
     state = "" if metrics["complete"] else "Not all networks are measured yet: run the command again and it goes on. "
     return Table(
@@ -101,8 +99,8 @@ def backbone_table(metrics: dict, backbone: str) -> Table:
         for method, found in one["methods"].items():
             figure = values["paper"].get(_PAPER.get(method, ""))
             cells: list[Cell] = [figure if figure is None else float(figure)]
-            cells += [_cell(found[at][measure]) for at in THRESHOLD_KINDS for measure in MEASURES]
-            cells.append(_cell(one["classification_error"][decision_of(method)]))
+            cells += [figure_cell(found[at][measure]) for at in THRESHOLD_KINDS for measure in MEASURES]
+            cells.append(figure_cell(one["classification_error"][decision_of(method)]))
             cells.append(f"{found['tuned']['threshold']:.2f}" if "threshold" in found["tuned"] else None)
             muted = method not in METHODS or not METHODS[method].asks
             rows.append(Row(f"{title}: {figures.TITLES[method]}", cells, muted=muted))
@@ -153,7 +151,7 @@ def _grid_table(metrics: dict, there: list[str]) -> Table:
 def _grid_cell(one: dict, method: str, at: str, measure: str) -> Cell:
     if one["state"] != "measured":
         return one["state"]
-    return _cell(one["methods"][method][at][measure]) if method in one["methods"] else "undefined"
+    return figure_cell(one["methods"][method][at][measure]) if method in one["methods"] else "undefined"
 
 
 def _at(metrics: dict, at: str) -> str:
@@ -187,7 +185,7 @@ def _differences_table(metrics: dict, there: list[str]) -> Table:
 
 
 def _four_cells(values, figure) -> list[Cell]:
-    return [_cell(figure(values, at, measure)) for at in THRESHOLD_KINDS for measure in MEASURES]
+    return [figure_cell(figure(values, at, measure)) for at in THRESHOLD_KINDS for measure in MEASURES]
 
 
 def _parts_table(metrics: dict, there: list[str]) -> Table:

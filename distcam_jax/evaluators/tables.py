@@ -5,7 +5,8 @@ from distcam_jax.methods import METHODS
 from distcam_jax.report import Column, Measure, Row, Table
 
 
-def _cell(figure: dict | None) -> Measure | None:
+def figure_cell(figure: dict | None) -> Measure | None:
+    """A figure of `metrics.json` as a cell of a table; nothing for None."""
     return None if figure is None else Measure(figure["value"], figure["low"], figure["high"])
 
 
@@ -35,14 +36,14 @@ def make_tables(metrics: dict) -> list[Table]:
     classification = Table(
         "Classification",
         [Column(name.replace("_", " "), best="max", **percent) for name in names],
-        [Row(label, [_cell(values.get(name)) for name in names]) for label, values in rows],
+        [Row(label, [figure_cell(values.get(name)) for name in names]) for label, values in rows],
         note="Accuracy in percent; the nearest prototype is the class mean of Eq. 7 at the smallest L1 distance. "
         "Images are resized straight, and so are those behind the prototypes; a centre crop keeps the aspect.",
     )
     differences = Table(
         "Paired differences of GT-known",
         [Column("difference", **percent)],
-        [Row(f"{row['a']} − {row['b']}", [_cell(row["gt_known"])]) for row in metrics["differences"]],
+        [Row(f"{row['a']} − {row['b']}", [figure_cell(row["gt_known"])]) for row in metrics["differences"]],
         note="In points, at each method's tuned threshold, on the same images; one whose interval holds 0 is none.",
     )
     return [*tables, classification, differences]
@@ -57,11 +58,11 @@ def _localization_table(title: str, networks: dict, metrics: dict) -> Table:
             label = f"{figures.TITLES[method]} · {network} network" if len(networks) > 1 else figures.TITLES[method]
             default, tuned = kinds["default"], kinds["tuned"]
             cells = [
-                _cell(default["top1_error"]),
-                _cell(default["gt_known"]),
-                _cell(default.get("wrong_class_gt_known")),
-                _cell(tuned["gt_known"]),
-                _cell(tuned.get("wrong_class_gt_known")),
+                figure_cell(default["top1_error"]),
+                figure_cell(default["gt_known"]),
+                figure_cell(default.get("wrong_class_gt_known")),
+                figure_cell(tuned["gt_known"]),
+                figure_cell(tuned.get("wrong_class_gt_known")),
                 f"{kinds['threshold']:.2f}" if "threshold" in kinds else None,
             ]
             rows.append(Row(label, cells, muted=method not in METHODS or not METHODS[method].asks))

@@ -45,8 +45,10 @@ def upsample_heatmaps(
 ) -> Float[Array, "*b height width"]:
     """Resizes heatmaps on the device as `upsample_heatmap` does, to about 1e-6 of their range. Jitted.
 
-    For display: boxes are found on the host's maps, as the last digit moves pixels across a threshold. The result is
-    `R M Cᵀ`, with a small matrix of weights for the rows and one for the columns.
+    For display: boxes are found on the host's maps, as the last digit moves pixels across a threshold. A bilinear pixel
+    is `low + share · (high − low)` of its neighbours, so that pixels between equal cells are exactly equal: a constant
+    map stays constant to the last bit and its ties stay ties. The bicubic is `R M Cᵀ`, with a small matrix of weights
+    for the rows and one for the columns.
 
     Args:
         heatmaps: `[..., h, w]`.
@@ -65,28 +67,37 @@ def upsample_heatmaps(
     """
     width, height = _check_target(size, interpolation)
     (heatmaps,) = working_arrays(heatmaps=(heatmaps, "... h w"))
+    if interpolation == "bilinear":
+        return _interpolate(_interpolate(heatmaps, height, -2), width, -1)
     rows, columns = (
-        jnp.asarray(_weights(source, target, interpolation), heatmaps.dtype)
+        jnp.asarray(_cubic_weights(source, target), heatmaps.dtype)
         for source, target in zip(heatmaps.shape[-2:], (height, width), strict=True)
     )
     return jnp.einsum("ph,...hw,qw->...pq", rows, heatmaps, columns, precision=lax.Precision.HIGHEST)
 
 
-def _weights(source: int, target: int, interpolation: str) -> Float[np.ndarray, "target source"]:
-    """How much each source pixel counts in each target pixel of one axis."""
+def _interpolate(maps, size: int, axis: int):
+    cells = maps.shape[axis]
+    places = np.clip((np.arange(size) + 0.5) * (cells / size) - 0.5, 0, cells - 1)
+    low = np.floor(places).astype(np.int32)
+    high = np.minimum(low + 1, cells - 1)
+    share = (places - low).astype(maps.dtype).reshape(-1, *(1,) * (-1 - axis))
+    start = jnp.take(maps, low, axis)
+    return start + share * (jnp.take(maps, high, axis) - start)
+
+
+def _cubic_weights(source: int, target: int) -> Float[np.ndarray, "target source"]:
+    """How much each source pixel counts in each target pixel of one axis; Keys, Cubic Convolution, 1981."""
     position = (np.arange(target) + 0.5) * (source / target) - 0.5
     base = np.floor(position).astype(int)
     matrix = np.zeros((target, source))
-    for offset in (0, 1) if interpolation == "bilinear" else (-1, 0, 1, 2):
-        weight = _kernel(np.abs(position - base - offset), interpolation)
+    for offset in (-1, 0, 1, 2):
+        weight = _cubic_kernel(np.abs(position - base - offset))
         np.add.at(matrix, (np.arange(target), np.clip(base + offset, 0, source - 1)), weight)
     return matrix
 
 
-def _kernel(distance, interpolation: str):
-    """The interpolation's weight of a pixel at a distance; Keys, Cubic Convolution Interpolation, 1981."""
-    if interpolation == "bilinear":
-        return 1 - distance
+def _cubic_kernel(distance):
     near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
     far = _CUBIC * (((distance - 5) * distance + 8) * distance - 4)
     return np.where(distance <= 1, near, far)

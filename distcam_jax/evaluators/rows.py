@@ -1,0 +1,38 @@
+"""What the loops over a split share: which rows of a batch count, and how what was measured is joined."""
+
+import numpy as np
+
+from distcam_jax.decoding import Source
+
+
+def real_rows(batch: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """Rows of a batch that count: no padding, and no image of a class without training samples.
+
+    Args:
+        batch: of `Network.batches`.
+        counts: training samples of each class `[c]`.
+
+    Returns:
+        Positions in the batch, ascending.
+    """
+    return np.flatnonzero(batch["mask"] & (counts[batch["label"]] > 0))
+
+
+def true_boxes(batch: dict[str, np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
+    """The true boxes `[m, 4]` of some rows of a batch, without their padding."""
+    return [batch["boxes"][row][: batch["num_boxes"][row]] for row in rows]
+
+
+def concatenate_rows(rows: list[dict]) -> dict:
+    """Joins what was measured batch by batch, `{name: array [n, ...] or a dict of such}`, along the images."""
+    return {
+        name: concatenate_rows([row[name] for row in rows])
+        if isinstance(value, dict)
+        else np.concatenate([row[name] for row in rows])
+        for name, value in rows[0].items()
+    }
+
+
+def read_labels(source: Source) -> np.ndarray:
+    """The classes of all examples `[n]`; reads each of them once."""
+    return np.array([source[index]["label"] for index in range(len(source))])
