@@ -51,5 +51,5 @@ def test_margin_maps_match_loops(evidence, options):
 
 
 def test_margin_maps_name_an_unknown_measure_of_evidence():
-    with pytest.raises(ValueError, match="evidence: want one of 'intersection', 'distance', .* got 'hearsay'"):
+    with pytest.raises(ValueError, match=r"evidence: want one of 'intersection', 'distance', .* got 'hearsay'"):
         margin_maps(*scene(), evidence="hearsay")
