@@ -281,6 +281,37 @@ def test_localize_leaves_padding_and_classes_without_samples_out(runs):
     np.testing.assert_allclose(without.right_iou["dist_cam"], whole.right_iou["dist_cam"][kept])
 
 
+def test_localize_leaves_images_without_boxes_out(runs):
+    folder, _ = runs
+    network = load_network(tiny_config("metric"), folder / "metric", 10, name="metric")
+    prototypes = network_prototypes(network, folder / "metric" / "prototypes.safetensors", "0123456789", batch=16)
+    maps = bind_methods(choose_methods(("dist_cam",), network), network, prototypes)
+    source = training.load_split(tiny_config("metric"), "eval").source
+    some = [{**source[i], "boxes": source[i]["boxes"][: i % 3]} for i in range(20)]  # every third has lost its box
+    whole = localize(network, prototypes, network.batches(source, batch=16), maps)
+    found = localize(network, prototypes, network.batches(some, batch=16), maps)
+    kept = np.flatnonzero(np.arange(20) % 3)
+    np.testing.assert_array_equal(found.index, kept)
+    np.testing.assert_array_equal(found.right_iou["dist_cam"], whole.right_iou["dist_cam"][kept])
+    with pytest.raises(ValueError, match="no image to localise: the split is empty, no image has a box"):
+        localize(network, prototypes, network.batches(some[:1], batch=16), maps)
+
+
+def test_evaluate_refuses_a_split_without_boxes_before_the_work(runs, tmp_path, monkeypatch):
+    folder, _ = runs
+    load = training.load_split
+
+    def without_boxes(config, split):
+        data = load(config, split)
+        lost = [{**data.source[i], "boxes": data.source[i]["boxes"][:0]} for i in range(len(data.source))]
+        return dataclasses.replace(data, source=lost) if split == "tune" else data
+
+    monkeypatch.setattr(training, "load_split", without_boxes)
+    with pytest.raises(ValueError, match=r"no image of digits, split validation, has a box; .*tune_split=validation"):
+        evaluate(tiny_config("metric"), folder / "metric", output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def embedding_only(network, images):
     return network._forward(network.state, training.shard_batch({"image": images}, network.mesh)["image"])
 

@@ -19,7 +19,7 @@ from distcam_jax.evaluators.explain import Samples, present_classes, sample_rows
 from distcam_jax.evaluators.figures import IOU
 from distcam_jax.evaluators.localize import THRESHOLDS, ahead, baseline_iou, ilsvrc_protocol, wrong_classes
 from distcam_jax.evaluators.network import Network
-from distcam_jax.evaluators.rows import concatenate_rows, real_rows, true_boxes
+from distcam_jax.evaluators.rows import boxed_rows, concatenate_rows, true_boxes
 from distcam_jax.localization import BoxPool, center_box, whole_image_box
 from distcam_jax.methods import similarity
 from distcam_jax.methods.similarities import CHANNEL_DISTANCES
@@ -183,10 +183,11 @@ def score_split(
         seed: of the wrong and the random classes.
 
     Returns:
-        One row an image. Padding, classes without training samples and their images are left out.
+        One row an image. Padding, classes without training samples and their images, and images without a true box
+        are left out.
 
     Raises:
-        ValueError: when an image has no box, or no image is left.
+        ValueError: when no image is left.
     """
     present, position = present_classes(prototypes)
     sets = {ALL: prototypes.prototypes, **(drawn or {})}
@@ -208,7 +209,7 @@ def score_split(
     rows = []
     with BoxPool(pending=2 * len(variants)) as pool:
         for batch, (heatmaps, decisions), output in ahead(map(launch, batches)):
-            real = real_rows(batch, prototypes.counts)
+            real = boxed_rows(batch, prototypes.counts)
             if not len(real):
                 continue
             truth, sizes, labels = true_boxes(batch, real), batch["image_size"][real], batch["label"][real]
@@ -227,7 +228,9 @@ def score_split(
             rows.append({"index": batch["index"][real], "hits": found, "class_right": own})
         rows = [row | {"hits": {name: _hits(value) for name, value in row["hits"].items()}} for row in rows]
     if not rows:
-        raise ValueError("no image to localise: the split is empty, or none of its classes has training samples")
+        raise ValueError(
+            "no image to localise: the split is empty, no image has a box, or none of its classes has training samples"
+        )
     return Scores(**concatenate_rows(rows))
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from distcam_jax.decoding import Source
 from distcam_jax.evaluators.explain import MapFunction, present_classes
 from distcam_jax.evaluators.network import Network, rank_classes
-from distcam_jax.evaluators.rows import concatenate_rows, real_rows, true_boxes
+from distcam_jax.evaluators.rows import boxed_rows, concatenate_rows, true_boxes
 from distcam_jax.localization import PROTOCOLS, BoxPool, Protocol, best_iou, center_box, whole_image_box
 from distcam_jax.methods import METHODS
 from distcam_jax.prototypes import Prototypes
@@ -145,10 +145,11 @@ def localize(
         seed: of the wrong classes.
 
     Returns:
-        One row an image. Padding, classes without training samples and their images are left out.
+        One row an image. Padding, classes without training samples and their images, and images without a true box
+        are left out.
 
     Raises:
-        ValueError: when an image has no box, or no image is left.
+        ValueError: when no image is left.
     """
     ilsvrc = ilsvrc_protocol(network.config.input.image_size)
     present, position = present_classes(prototypes)
@@ -162,7 +163,7 @@ def localize(
 
     with BoxPool(pending=_PENDING) as pool:
         for batch, wrong, output, embedding, heatmaps in ahead(map(launch, batches)):
-            real = real_rows(batch, prototypes.counts)
+            real = boxed_rows(batch, prototypes.counts)
             if not len(real):
                 continue
             decisions, distances = rank_classes(network, prototypes, output, embedding)
@@ -188,7 +189,9 @@ def localize(
             rows.append(row)
         rows = [_finished(row) for row in rows]
     if not rows:
-        raise ValueError("no image to localise: the split is empty, or none of its classes has training samples")
+        raise ValueError(
+            "no image to localise: the split is empty, no image has a box, or none of its classes has training samples"
+        )
     return Localization(**concatenate_rows(rows))
 
 

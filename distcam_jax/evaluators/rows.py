@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from distcam_jax.datasets import Dataset
 from distcam_jax.decoding import Source
 
 
@@ -16,6 +17,21 @@ def real_rows(batch: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
         Positions in the batch, ascending.
     """
     return np.flatnonzero(batch["mask"] & (counts[batch["label"]] > 0))
+
+
+def boxed_rows(batch: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """Those of `real_rows` whose image has a true box; of ILSVRC's training images two in five have one."""
+    rows = real_rows(batch, counts)
+    return rows[batch["num_boxes"][rows] > 0]
+
+
+def check_boxes(data: Dataset) -> None:
+    """Refuses a split of which no image has a box, with a ValueError, before the work that it would spoil."""
+    if not any(len(data.source[index]["boxes"]) for index in range(len(data.source))):
+        raise ValueError(
+            f"no image of {data.name}, split {data.split}, has a box; prepare the data with the boxes of its training "
+            "images, or take other images: --config.input.tune_split=validation[:5%] and eval_split=validation[5%:]"
+        )
 
 
 def true_boxes(batch: dict[str, np.ndarray], rows: np.ndarray) -> list[np.ndarray]:

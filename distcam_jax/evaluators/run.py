@@ -19,6 +19,7 @@ from distcam_jax.evaluators.explore import make_explorer
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, Localization, localize_source, tune_thresholds
 from distcam_jax.evaluators.network import import_network, load_network, network_prototypes
 from distcam_jax.evaluators.provenance import portable, provenance, write_text
+from distcam_jax.evaluators.rows import check_boxes
 from distcam_jax.evaluators.tables import make_tables
 from distcam_jax.localization import PROTOCOLS
 from distcam_jax.report import Report, Section, format_table, save_figure, save_report
@@ -70,6 +71,8 @@ def evaluate(
     entries = [(config, output if workdir is None else Path(workdir), prototypes, weights)]
     entries += [(runs.load_comparable_run(folder, config), Path(folder), None, None) for folder in compare]
     data = training.load_split(config, "eval")
+    for split in (training.load_split(config, "tune"), data):
+        check_boxes(split)
     results = [
         _measure(run_config, config.evaluate, folder, file, imported, name, data)
         for name, (run_config, folder, file, imported) in zip(_names(entries), entries, strict=True)

@@ -1,21 +1,18 @@
 """The paper's Table 1: CAM and Dist-CAM of several backbones, measured network by network and compared."""
 
-import dataclasses
-import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_collections
-import numpy as np
 
 from distcam_jax import runs, training
 from distcam_jax.datasets import Dataset
-from distcam_jax.decoding import Rows
 from distcam_jax.evaluators.explain import bind_methods, choose_methods
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS, localize_source, tune_thresholds
 from distcam_jax.evaluators.network import Network, network_prototypes
 from distcam_jax.evaluators.provenance import portable, provenance, write_text
+from distcam_jax.evaluators.rows import check_boxes
 from distcam_jax.evaluators.table1_figures import Measured, compare_networks, network_figures
 from distcam_jax.evaluators.table1_hits import Hits, kept_hits, make_hits
 from distcam_jax.evaluators.table1_networks import KINDS, Given, find_networks
@@ -43,10 +40,9 @@ def table1(config: ml_collections.ConfigDict, output: str | Path) -> dict:
     """
     output, given, measured, metrics = Path(output), find_networks(config), {}, {}
     tune, data = (training.load_split(config, split) for split in ("tune", "eval"))
-    boxed = functools.cache(lambda split: boxed_rows({"tune": tune, "eval": data}[split]))
     for number, one in enumerate(given, start=1):
         network = one.load(data.num_classes)
-        hits, is_new = measure_network(config, one, network, tune, data, boxed, output)
+        hits, is_new = measure_network(config, one, network, tune, data, output)
         name = Path(one.source).name if network.source is None else network.source
         measured[one.backbone, one.kind] = Measured(name, network.step, network.weights_hash, hits)
         if not is_new and number < len(given):
@@ -63,34 +59,12 @@ def table1(config: ml_collections.ConfigDict, output: str | Path) -> dict:
     return metrics
 
 
-def boxed_rows(data: Dataset) -> np.ndarray:
-    """Positions of the images that have a box; of ILSVRC's training images two in five have one, or none has.
-
-    Args:
-        data: one split.
-
-    Returns:
-        Positions in the source, ascending.
-
-    Raises:
-        ValueError: when no image has a box.
-    """
-    rows = np.flatnonzero([len(data.source[index]["boxes"]) > 0 for index in range(len(data.source))])
-    if not len(rows):
-        raise ValueError(
-            f"no image of {data.name}, split {data.split}, has a box; prepare the data with the boxes of its training "
-            "images, or take other images: --config.input.tune_split=validation[:5%] and eval_split=validation[5%:]"
-        )
-    return rows
-
-
 def measure_network(
     config: ml_collections.ConfigDict,
     one: Given,
     network: Network,
     tune: Dataset,
     data: Dataset,
-    boxed: Callable[[str], np.ndarray],
     output: Path,
 ) -> tuple[Hits, bool]:
     """What one network gets right, from its file or measured now; see `kept_hits`.
@@ -101,7 +75,6 @@ def measure_network(
         network: that of `one`.
         tune: the images that thresholds are tuned on.
         data: the reported split.
-        boxed: gives the rows with boxes of "tune" and "eval"; only called to measure.
         output: folder of the results.
 
     Returns:
@@ -124,19 +97,18 @@ def measure_network(
     }
 
     def measure() -> Hits:
-        rows = {"thresholds": boxed("tune"), "figures": boxed("eval")}  # before the work that they may spoil
+        for split in (tune, data):
+            check_boxes(split)
         path = one.prototypes_path(output)
         prototypes = network_prototypes(network, path, data.class_names, batch=options.batch)
         methods = choose_methods(options.methods, network, norm=options.norm, eps=options.eps)
         maps, passes = bind_methods(methods, network, prototypes), {}
         for title, split in (("thresholds", tune), ("figures", data)):
-            source, bar = Rows(split.source, rows[title]), f"{title} of {one.name}"
+            bar = f"{title} of {one.name}"
             passes[title] = localize_source(
-                network, prototypes, source, maps, title=bar, batch=options.batch, seed=config.seed
+                network, prototypes, split.source, maps, title=bar, batch=options.batch, seed=config.seed
             )
-        found = passes["figures"]
-        found = dataclasses.replace(found, index=rows["figures"][found.index])
-        return make_hits(found, tune_thresholds(passes["thresholds"]))
+        return make_hits(passes["figures"], tune_thresholds(passes["thresholds"]))
 
     return kept_hits(output / "hits" / f"{one.name}.npz", made_from, measure)
 
