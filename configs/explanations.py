@@ -69,7 +69,7 @@ METHODS = (
     "decomposition_l2",
 )
 
-# Weights e_k^c - (1 - base) sum_c' pi_c' e_k^c' for four measures of evidence e, see distcam_jax/methods/margins.py.
+# Weights e_k^c - (1 - base) sum_c' pi_c' e_k^c' for five measures of evidence e, see distcam_jax/methods/margins.py.
 CANDIDATES = (
     dict(name="intersection, base 0.05", evidence="intersection", base=0.05),
     dict(name="intersection, base 0.1", evidence="intersection", base=0.1),
@@ -87,6 +87,10 @@ CANDIDATES = (
     dict(name="difference", evidence="difference", temperature=math.inf),
     dict(name="difference, near rivals", evidence="difference", temperature=0.5, uniform=0.5),
     dict(name="difference over spread", evidence="difference", spread=True),
+    dict(name="difference, temperature 1", evidence="difference", temperature=1.0),
+    dict(name="whitened difference", evidence="whitened", temperature=math.inf),
+    dict(name="whitened difference, temperature 1", evidence="whitened", temperature=1.0),
+    dict(name="whitened difference, temperature 2", evidence="whitened", temperature=2.0),
 )
 
 
@@ -109,6 +113,8 @@ def get_config(argument: str = "report") -> ml_collections.ConfigDict:
                 margins=CANDIDATES if choose else (),
                 norm="sum",
                 eps=0.1,
+                whitening_samples=100,  # training images of each class
+                whitening_ridge=1.0,
                 resamples=2000,
                 pairs=1000,
                 pair_batch=50,

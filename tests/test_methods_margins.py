@@ -1,18 +1,21 @@
 """Maps of a margin against loops over classes and channels in float64, for every measure of evidence."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from distcam_jax.methods import Context, margin_maps
+from distcam_jax.methods import Context, margin_maps, within_class_precision
 
 
 def scene():
     generator = np.random.default_rng(0)
     features = np.maximum(generator.normal(0.3, 1, size=(2, 3, 2, 6)), 0).astype(np.float32)
     prototypes = generator.uniform(0, 1.2, size=(5, 6)).astype(np.float32)
-    return features, Context(np.array([[4, 1], [0, 2]]), prototypes)
+    root = generator.normal(size=(6, 6))
+    whitening = (root @ root.T).astype(np.float32)
+    return features, Context(np.array([[4, 1], [0, 2]]), prototypes, whitening=whitening)
 
 
 def evidence_of(kind, q, p):
@@ -20,10 +23,17 @@ def evidence_of(kind, q, p):
     return {"intersection": min(p, q) / q, "distance": -abs(p - q), "gradient": np.sign(p - q), "difference": p}[kind]
 
 
-def loop_map(image, prototypes, asked, *, evidence, temperature=math.inf, uniform=0.0, base=0.0, spread=False):
+def loop_map(
+    image, prototypes, whitening, asked, *, evidence, temperature=math.inf, uniform=0.0, base=0.0, spread=False
+):
     pooled = image.mean(axis=(0, 1))
     classes, channels = prototypes.shape
-    values = np.array([[evidence_of(evidence, pooled[k], p[k]) for k in range(channels)] for p in prototypes])
+    if evidence == "whitened":
+        values = np.array(
+            [[sum(whitening[k, j] * p[j] for j in range(channels)) for k in range(channels)] for p in prototypes]
+        )
+    else:
+        values = np.array([[evidence_of(evidence, pooled[k], p[k]) for k in range(channels)] for p in prototypes])
     distances = np.array([sum(abs(p - pooled)) for p in prototypes])
     near = np.exp(-distances / (temperature * distances.std()))
     rivals = (1 - uniform) * near / near.sum() + uniform / classes
@@ -34,7 +44,7 @@ def loop_map(image, prototypes, asked, *, evidence, temperature=math.inf, unifor
     return image @ weights
 
 
-@pytest.mark.parametrize("evidence", ["intersection", "distance", "gradient", "difference"])
+@pytest.mark.parametrize("evidence", ["intersection", "distance", "gradient", "difference", "whitened"])
 @pytest.mark.parametrize(
     "options",
     [{}, {"temperature": 0.5}, {"temperature": 0.5, "uniform": 0.3}, {"base": 0.4}, {"spread": True}],
@@ -46,10 +56,61 @@ def test_margin_maps_match_loops(evidence, options):
     maps = margin_maps(features, context, evidence=evidence, **options)
     for b, m in np.ndindex(2, 2):
         image, prototypes = features[b].astype(np.float64), context.prototypes.astype(np.float64)
-        expected = loop_map(image, prototypes, context.classes[b, m], evidence=evidence, **options)
-        np.testing.assert_allclose(maps[b, m], expected, rtol=1e-4, atol=1e-5)
+        whitening, asked = context.whitening.astype(np.float64), context.classes[b, m]
+        expected = loop_map(image, prototypes, whitening, asked, evidence=evidence, **options)
+        np.testing.assert_allclose(maps[b, m], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_margin_maps_name_an_unknown_measure_of_evidence():
     with pytest.raises(ValueError, match=r"evidence: want one of 'intersection', 'distance', .* got 'hearsay'"):
         margin_maps(*scene(), evidence="hearsay")
+
+
+def test_margin_maps_of_whitened_evidence_name_what_the_context_lacks():
+    features, context = scene()
+    with pytest.raises(ValueError, match=r"margin_maps: wants context.whitening, which is None"):
+        margin_maps(features, dataclasses.replace(context, whitening=None), evidence="whitened")
+
+
+def test_margin_maps_of_whitened_evidence_add_up_to_the_margin_of_the_mahalanobis_distance():
+    features, context = scene()
+    maps = np.asarray(margin_maps(features, context, evidence="whitened"), np.float64).mean(axis=(2, 3))
+    for b, m in np.ndindex(2, 2):
+        away = features[b].mean(axis=(0, 1)).astype(np.float64) - context.prototypes
+        half = [d @ context.whitening @ d / 2 for d in away]
+        of_class = [p @ context.whitening @ p / 2 for p in context.prototypes.astype(np.float64)]
+        asked = context.classes[b, m]
+        margin = np.mean(half) - half[asked] + of_class[asked] - np.mean(of_class)
+        np.testing.assert_allclose(maps[b, m], margin, rtol=1e-3)
+
+
+def test_within_class_precision_inverts_the_loop_over_samples():
+    generator = np.random.default_rng(0)
+    samples, labels = generator.normal(size=(40, 3)) * [1, 2, 5], generator.integers(0, 4, size=40)
+    prototypes = generator.normal(size=(4, 3))  # the covariance is around these, not around the samples' own means
+    covariance = np.zeros((3, 3))
+    for sample, label in zip(samples, labels, strict=True):
+        covariance += np.outer(sample - prototypes[label], sample - prototypes[label]) / 40
+    ridged = covariance + 0.5 * np.trace(covariance) / 3 * np.eye(3)
+    found = within_class_precision(samples, labels, prototypes, ridge=0.5)
+    np.testing.assert_allclose(found @ ridged, np.eye(3), atol=1e-5)
+    assert (found == found.T).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": np.zeros((0, 2)), "labels": np.zeros(0, int)}, r"samples, prototypes: want axes .* got \(0, 2\)"),
+        ({"prototypes": np.zeros((2, 3))}, r"samples, prototypes: want axes .* and \(2, 3\)"),
+        ({"labels": np.array([0, 2])}, "labels: want 0 to 1, got 0 to 2"),
+        ({"ridge": 0.0}, "ridge: want a positive number, got 0.0"),
+        ({"ridge": math.nan}, "ridge: want a positive number, got nan"),
+        ({"samples": np.array([[math.nan, 1.0], [1.0, 1.0]])}, "samples: want finite values .* variance is nan"),
+        ({"samples": np.ones((2, 2))}, "samples: want finite values .* variance is 0.0"),
+    ],
+    ids=str,
+)
+def test_within_class_precision_refuses_bad_input(without_type_checks, changes, message):
+    given = {"samples": np.eye(2), "labels": np.array([0, 1]), "prototypes": np.ones((2, 2)), "ridge": 1.0} | changes
+    with pytest.raises(ValueError, match=message):
+        within_class_precision(**given)

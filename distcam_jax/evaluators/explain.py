@@ -74,7 +74,12 @@ MapFunction = Callable[[Float[Array, "b h w k"], Int[Array | np.ndarray, "b m"]]
 
 
 def bind_methods(
-    methods: Mapping[str, Method], network: Network, prototypes: Prototypes, *, samples: Samples | None = None
+    methods: Mapping[str, Method],
+    network: Network,
+    prototypes: Prototypes,
+    *,
+    samples: Samples | None = None,
+    whitening: Float[np.ndarray, "k k"] | None = None,
 ) -> MapFunction:
     """One function from features and asked classes to the heatmaps of all methods, compiled for the network's devices.
 
@@ -83,6 +88,7 @@ def bind_methods(
         network: whose features they explain.
         prototypes: its class prototypes. Classes without samples are nobody's rivals; their own maps are another's.
         samples: training samples, where a method needs `neighbors`.
+        whitening: of `within_class_precision`, where a method needs it.
 
     Returns:
         A function of pre-pool features `[b, h, w, k]` and classes `[b, m]` to `{name: maps [b, m, h, w]}` on the
@@ -90,15 +96,18 @@ def bind_methods(
     """
     present, position = present_classes(prototypes)
     linear = None if network.class_weights is None else network.class_weights[present]
-    rows = {"prototypes": prototypes.prototypes[present], "class_weights": linear}
+    rows = {"prototypes": prototypes.prototypes[present], "class_weights": linear, "whitening": whitening}
     wanted = {field for method in methods.values() for field in method.needs}
-    given = (samples.embeddings, position[samples.labels]) if samples and "neighbors" in wanted else None
+    given = None
+    if samples and "neighbors" in wanted:
+        kept = prototypes.counts[samples.labels] > 0  # a sample of another class is nobody's neighbour
+        given = (samples.embeddings, np.where(kept, position[samples.labels], -1))
 
     def local(features, classes, rows, given):
         neighbors = None
         if given is not None:
             _, neighbors = nearest_samples(features.mean(axis=(1, 2)), classes, *given)
-        context = Context(classes, rows["prototypes"], rows["class_weights"], neighbors)
+        context = Context(classes, rows["prototypes"], rows["class_weights"], neighbors, whitening=rows["whitening"])
         return {name: method(features, context) for name, method in methods.items()}
 
     batch, whole = PartitionSpec("data"), PartitionSpec()

@@ -13,7 +13,13 @@ from tqdm import tqdm
 from distcam_jax import runs, training
 from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators import figures
-from distcam_jax.evaluators.explain import bind_methods, choose_methods
+from distcam_jax.evaluators.explain import (
+    MapFunction,
+    bind_methods,
+    choose_methods,
+    collect_samples,
+    present_classes,
+)
 from distcam_jax.evaluators.faithfulness import faithfulness
 from distcam_jax.evaluators.localize import Localization, localize_source, threshold_index, tune_thresholds
 from distcam_jax.evaluators.network import Network, load_network, network_prototypes
@@ -23,12 +29,15 @@ from distcam_jax.evaluators.rows import read_labels
 from distcam_jax.evaluators.specificity import specificity
 from distcam_jax.evaluators.tables import figure_cell
 from distcam_jax.input_pipeline import Rows
-from distcam_jax.methods import Method, margin_maps
+from distcam_jax.methods import Method, margin_maps, within_class_precision
 from distcam_jax.prototypes import Prototypes
 from distcam_jax.report import Column, Row, Table, format_table
 
 IOU = figures.IOU
 PAIR_MEASURES = ("pointing", "energy", "swap")
+RIGHT, WRONG = ("right", "right_minmax"), ("wrong", "wrong_minmax")
+DIFFERENCES = (*RIGHT, "pointing")
+LIFTED = ", from the minimum"
 
 
 def explanations(config: ml_collections.ConfigDict, output: str | Path) -> dict:
@@ -77,7 +86,8 @@ def study_methods(options: ml_collections.ConfigDict, network: Network) -> dict[
     for given in options.margins:
         values = dict(given)
         name = values.pop("name")
-        margins[name] = Method(name, functools.partial(margin_maps, **values))
+        needs = ("whitening",) if values.get("evidence") == "whitened" else ()
+        margins[name] = Method(name, functools.partial(margin_maps, **values), needs)
     return chosen | margins
 
 
@@ -85,7 +95,9 @@ def _measure(config, network: Network, prototypes: Prototypes, data: Dataset) ->
     """One network: for each method, what was found on every image and pair, as JSON takes it."""
     options = config.evaluate
     methods = study_methods(options, network)
-    maps = bind_methods(methods, network, prototypes)
+    whitened = any("whitening" in method.needs for method in methods.values())
+    whitening = measure_whitening(config, network, prototypes) if whitened else None
+    maps = bind_methods(methods, network, prototypes, whitening=whitening)
     chosen = class_rows(data, config.classes)
     tune = training.load_split(network.config, "tune")
     splits = {"tune": Rows(tune.source, class_rows(tune, config.classes)), "eval": Rows(data.source, chosen)}
@@ -93,7 +105,7 @@ def _measure(config, network: Network, prototypes: Prototypes, data: Dataset) ->
     for split, source in splits.items():
         title = f"{split} of {network.name}"
         passes[split] = localize_source(
-            network, prototypes, source, maps, title=title, batch=options.batch, seed=config.seed
+            network, prototypes, source, with_lifted(maps), title=title, batch=options.batch, seed=config.seed
         )
     tuned = tune_thresholds(passes["tune"])
     labels = sorted({int(label) for label in passes["eval"].labels})
@@ -103,12 +115,13 @@ def _measure(config, network: Network, prototypes: Prototypes, data: Dataset) ->
         "images": len(passes["eval"].labels),
         "top1": (passes["eval"].decisions["nearest"][:, 0] == passes["eval"].labels).astype(int).tolist(),
         "methods": {
-            name: _method_rows(name, method, passes["eval"], tuned[name], pointed) for name, method in methods.items()
+            name: _method_rows(name, method, passes["eval"], tuned, pointed) for name, method in methods.items()
         },
     }
     if options.faithful_images:
         rows = np.random.default_rng(config.seed).permutation(len(chosen))[: options.faithful_images]
-        some = bind_methods({name: methods[name] for name in options.faithful if name in methods}, network, prototypes)
+        some = {name: methods[name] for name in options.faithful if name in methods}
+        some = bind_methods(some, network, prototypes, whitening=whitening)
         batches = network.batches(Rows(splits["eval"], np.sort(rows)), batch=options.faithful_batch)
         batches = tqdm(batches, f"faithfulness of {network.name}", len(batches), unit="batch", leave=False)
         areas = faithfulness(network, prototypes, some, batches, steps=options.faithful_steps, seed=config.seed).areas()
@@ -119,17 +132,38 @@ def _measure(config, network: Network, prototypes: Prototypes, data: Dataset) ->
     return result
 
 
-def _method_rows(name: str, method: Method, measured: Localization, threshold: float, pointed) -> dict:
+def measure_whitening(config: ml_collections.ConfigDict, network: Network, prototypes: Prototypes) -> np.ndarray:
+    """The inverse within-class covariance `[k, k]` of the pooled features of `whitening_samples` images a class."""
+    options, source = config.evaluate, training.load_split(network.config, "train").source
+    drawn = {"batch": options.batch, "per_class": options.whitening_samples, "seed": config.seed}
+    samples = collect_samples(network, source, **drawn)
+    present, position = present_classes(prototypes)
+    kept = prototypes.counts[samples.labels] > 0
+    labels = position[samples.labels[kept]]
+    return within_class_precision(
+        samples.embeddings[kept], labels, prototypes.prototypes[present], ridge=options.whitening_ridge
+    )
+
+
+def with_lifted(maps: MapFunction) -> MapFunction:
+    """The maps, and beside each the same less its own minimum, which a scaling from minimum to maximum begins with."""
+
+    def both(features, classes):
+        values = maps(features, classes)
+        return values | {name + LIFTED: value - value.min(axis=(2, 3), keepdims=True) for name, value in values.items()}
+
+    return both
+
+
+def _method_rows(name: str, method: Method, measured: Localization, tuned: dict[str, float], pointed) -> dict:
     """What one method found: image by image whether its box is right, pair by pair where it points."""
-    at = threshold_index(threshold)
-    rows = {
-        "title": method.title,
-        "asks": method.asks,
-        "threshold": threshold,
-        "right": (measured.right_iou[name][:, at] >= IOU).astype(int).tolist(),
-        "wrong": (measured.wrong_iou[name][:, at] >= IOU).astype(int).tolist(),
-        "correlation": [None if np.isnan(value) else round(float(value), 6) for value in pointed.correlation[name]],
-    }
+    rows: dict = {"title": method.title, "asks": method.asks}
+    for suffix, map_name in (("", name), ("_minmax", name + LIFTED)):
+        at = threshold_index(tuned[map_name])
+        rows["threshold" + suffix] = tuned[map_name]
+        rows["right" + suffix] = (measured.right_iou[map_name][:, at] >= IOU).astype(int).tolist()
+        rows["wrong" + suffix] = (measured.wrong_iou[map_name][:, at] >= IOU).astype(int).tolist()
+    rows["correlation"] = [None if np.isnan(value) else round(float(value), 6) for value in pointed.correlation[name]]
     for measure in PAIR_MEASURES:
         values = np.asarray(getattr(pointed, measure)[name], np.float64)
         rows[measure] = np.round(values.reshape(len(values), -1).mean(axis=1), 6).tolist()
@@ -161,14 +195,15 @@ def summarize(measured: dict[str, dict], **bootstrap) -> dict:
     for network, result in measured.items():
         by_method = {}
         for name, rows in result["methods"].items():
-            kinds = ("right", "wrong", *PAIR_MEASURES) if rows["asks"] else ("right", *PAIR_MEASURES)
+            kinds = (*RIGHT, *WRONG, *PAIR_MEASURES) if rows["asks"] else (*RIGHT, *PAIR_MEASURES)
             found: dict[str, dict | None] = {kind: _figure(rows[kind], **bootstrap) for kind in kinds}
             known = [value for value in rows["correlation"] if value is not None]
             found["correlation"] = _figure(known, **bootstrap) if known else None
             for kind, areas in result.get("faithfulness", {}).items():
                 if name in areas:
                     found[kind] = _figure(areas[name], **bootstrap)
-            by_method[name] = {"title": rows["title"], "threshold": rows["threshold"], **found}
+            thresholds = {key: rows[key] for key in ("threshold", "threshold_minmax")}
+            by_method[name] = {"title": rows["title"], **thresholds, **found}
         networks[network] = {
             "images": result["images"],
             "nearest_prototype_top1": _figure(result["top1"], **bootstrap),
@@ -186,7 +221,7 @@ def summarize(measured: dict[str, dict], **bootstrap) -> dict:
                         {
                             "a": f"{network}: {rows['title']}",
                             "b": f"{other}: CAM",
-                            **{kind: _difference(rows[kind], cam[kind], **bootstrap) for kind in ("right", "pointing")},
+                            **{kind: _difference(rows[kind], cam[kind], **bootstrap) for kind in DIFFERENCES},
                         }
                     )
     return {"networks": networks, "differences": differences}
@@ -216,6 +251,8 @@ def make_tables(metrics: dict) -> list[Table]:
         columns = {
             "right": Column("GT-known, tuned", best="max", **percent),
             "wrong": Column("with a wrong class", **percent),
+            "right_minmax": Column("GT-known, tuned, from the minimum", best="max", **percent),
+            "wrong_minmax": Column("with a wrong class", **percent),
             "pointing": Column("two-object pointing", best="max", **percent),
             "energy": Column("energy in the right half", best="max", **percent),
             "swap": Column("swap test", best="max", **percent),
@@ -237,11 +274,11 @@ def make_tables(metrics: dict) -> list[Table]:
                 f"Intervals: {metrics['intervals']}.",
             )
         )
-    measures = ("right", "pointing")
     rows = [
-        Row(f"{row['a']} − {row['b']}", [figure_cell(row[measure]) for measure in measures])
+        Row(f"{row['a']} − {row['b']}", [figure_cell(row[measure]) for measure in DIFFERENCES])
         for row in metrics["differences"]
     ]
-    columns = [Column("GT-known, tuned", **percent), Column("two-object pointing", **percent)]
+    titles = ("GT-known, tuned", "GT-known, tuned, from the minimum", "two-object pointing")
+    columns = [Column(title, **percent) for title in titles]
     note = "In points, on the same images and pairs; one whose interval holds 0 is none."
     return [*tables, Table("Paired differences from CAM", columns, rows, note=note)] if rows else tables

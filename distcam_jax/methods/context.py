@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Integer
 from distcam_jax.checks import check_positive_integers, integer_labels, working_arrays
 from distcam_jax.methods.similarities import SIMILARITIES, AnyArray, chosen
 
-_AXES = {"prototypes": "c k", "class_weights": "c k", "neighbors": "n m k", "transferred": "n m k"}
+_AXES = {"prototypes": "c k", "class_weights": "c k", "whitening": "k k", "neighbors": "n m k", "transferred": "n m k"}
 # Elements of the samples gathered at once: a processor wants them to stay in its cache (measured: four times as fast
 # as with 2**22), an accelerator wants enough work at a time.
 _CPU_BLOCK_ELEMENTS = 2**18
@@ -32,6 +32,7 @@ class Context:
         classes: the m classes asked about each image `[b, m]`, integers, rows of prototypes and class_weights.
         prototypes: mean pooled feature of every class `[c, k]`, as from `distcam_jax.class_prototypes`.
         class_weights: weights of the last linear layer `[c, k]`, for CAM and for gradients of class scores.
+        whitening: inverse of the features' covariance within the classes `[k, k]`, as from `within_class_precision`.
         neighbors: pooled feature of the nearest training sample of each asked class `[b, m, k]`, as from
             `nearest_samples`.
         transferred: gradient weights carried over from training samples `[b, m, k]`, as from `transferred_weights`.
@@ -47,6 +48,7 @@ class Context:
     class_weights: Any = None
     neighbors: Any = None
     transferred: Any = None
+    whitening: Any = None
 
     def require(self, names: Sequence[str], caller: str) -> None:
         """Refuses, with a ValueError that names the caller, to go on where one of the fields is None."""

@@ -5,22 +5,25 @@ import math
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax import lax
 from jax import numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from distcam_jax.cam import HIGHEST, channel_distances, global_average_pool
+from distcam_jax.checks import integer_labels
 from distcam_jax.intersection import rival_probabilities, shared_activation
 from distcam_jax.methods.context import Context
 from distcam_jax.methods.maps import each_image, weighted
 from distcam_jax.methods.similarities import AnyArray, chosen
 
-# Of a pooled feature q [k] and a prototype P [..., k], what channel k says for the prototype's class.
+# Of a pooled feature q [k], a prototype P [..., k] and a whitening [k, k]: what channel k says for the class.
 EVIDENCE: dict[str, Callable] = {
-    "intersection": lambda q, p: jnp.sign(q) * shared_activation(q, p),
-    "distance": lambda q, p: -channel_distances(q, p),
-    "gradient": lambda q, p: jnp.sign(p - q),
-    "difference": lambda q, p: p,
+    "intersection": lambda q, p, _: jnp.sign(q) * shared_activation(q, p),
+    "distance": lambda q, p, _: -channel_distances(q, p),
+    "gradient": lambda q, p, _: jnp.sign(p - q),
+    "difference": lambda q, p, _: p,
+    "whitened": lambda q, p, whitening: jnp.matmul(p, whitening, precision=HIGHEST),
 }
 
 
@@ -46,7 +49,8 @@ def margin_maps(
         context: what is asked; its prototypes must leave out classes without samples.
         evidence: of a channel: `"intersection"`, the share of its activation that the prototype has; `"distance"`, the
             negative channel distance; `"gradient"`, that of the negative L1 distance; `"difference"`, the prototype, to
-            which the margin of the squared L2 distance comes down.
+            which the margin of the squared L2 distance comes down; `"whitened"`, the prototype times the context's
+            whitening, to which that of the Mahalanobis distance comes down.
         temperature: of the rivals π, see `distcam_jax.intersection.rival_probabilities`.
         uniform: share of the rivals that is spread over all classes alike, see there.
         base: share of the rivals' evidence that is left in the map, in [0, 1].
@@ -57,7 +61,7 @@ def margin_maps(
         Maps `[b, m, h, w]` of either sign.
 
     Raises:
-        ValueError: as the functions named, or an unknown measure of evidence.
+        ValueError: as the functions named, an unknown measure of evidence, or a context without what it needs.
 
     Examples:
         >>> import numpy as np
@@ -65,10 +69,13 @@ def margin_maps(
         >>> margin_maps(np.array([[[[1.0, 8.0], [3.0, 0.0]]]]), context).tolist()  # shares 1, 1 and 1, 0
         [[[[4.0, 0.0]]]]
     """
-    measure = chosen(EVIDENCE, evidence=evidence)
+    of_class = chosen(EVIDENCE, evidence=evidence)
+    if evidence == "whitened":
+        context.require(("whitening",), "margin_maps")
 
     def maps_of(image, rows, context):
         pooled, prototypes = global_average_pool(image), context.prototypes
+        measure = functools.partial(_evidence, of_class, context.whitening)
         distances = jnp.sum(channel_distances(pooled, prototypes), axis=-1)
         rivals = rival_probabilities(distances, temperature=temperature, uniform=uniform)
         common = jnp.einsum("c,ck->k", rivals, measure(pooled, prototypes), precision=HIGHEST)
@@ -79,3 +86,53 @@ def margin_maps(
         return weighted(image, weights, precision)
 
     return each_image("margin_maps", features, context, "prototypes", maps_of, context.prototypes.size)
+
+
+def _evidence(of_class, whitening, pooled, prototypes):
+    return of_class(pooled, prototypes, whitening)
+
+
+def within_class_precision(
+    samples: Float[AnyArray, "n k"], labels: Integer[AnyArray, "n"], prototypes: Float[AnyArray, "c k"], *, ridge: float
+) -> Float[np.ndarray, "k k"]:
+    """Inverse covariance of samples around their class prototypes, for `Context.whitening`. Host, in float64.
+
+    Args:
+        samples: pooled features of training samples `[n, k]`.
+        labels: class of each `[n]`, rows of prototypes.
+        prototypes: mean pooled feature of every class `[c, k]`.
+        ridge: what is added to every variance, as a share of the mean variance; above 0. Large values leave a multiple
+            of the identity.
+
+    Returns:
+        `[k, k]` in float32, symmetric.
+
+    Raises:
+        ValueError: shapes do not fit, labels outside the prototypes, no spread at all, values that are not finite,
+            ridge not positive.
+
+    Examples:
+        >>> samples = np.array([[0.0, 1.0], [2.0, 1.0], [5.0, 5.0], [5.0, 5.0]])
+        >>> prototypes = np.array([[1.0, 1.0], [5.0, 5.0]])
+        >>> within_class_precision(samples, np.array([0, 0, 1, 1]), prototypes, ridge=2.0).tolist()
+        [[1.0, 0.0], [0.0, 2.0]]
+
+    References:
+        Mahalanobis, On the generalized distance in statistics, 1936; Friedman, Regularized Discriminant Analysis, JASA
+        1989.
+    """
+    samples, prototypes = np.asarray(samples, np.float64), np.asarray(prototypes, np.float64)
+    labels = np.asarray(integer_labels(labels, len(samples)))
+    if samples.ndim != 2 or prototypes.ndim != 2 or samples.shape[1] != prototypes.shape[1] or not samples.size:
+        raise ValueError(f"samples, prototypes: want axes [n k] and [c k], got {samples.shape} and {prototypes.shape}")
+    if labels.min() < 0 or labels.max() >= len(prototypes):
+        raise ValueError(f"labels: want 0 to {len(prototypes) - 1}, got {labels.min()} to {labels.max()}")
+    if not 0 < ridge < math.inf:
+        raise ValueError(f"ridge: want a positive number, got {ridge!r}")
+    centred = samples - prototypes[labels]
+    covariance = centred.T @ centred / len(centred)
+    mean = np.trace(covariance) / len(covariance)
+    if not 0 < mean < math.inf:
+        raise ValueError(f"samples: want finite values that differ from their prototypes, mean variance is {mean}")
+    precision = np.linalg.inv(covariance + ridge * mean * np.eye(len(covariance)))
+    return ((precision + precision.T) / 2).astype(np.float32)
