@@ -23,6 +23,7 @@ LEVELS = {
         "intersection",
         "localization",
         "losses",
+        "mahalanobis",
         "methods",
         "specificity",
         "statistics",

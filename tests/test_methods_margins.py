@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from distcam_jax.methods import Context, margin_maps, within_class_precision
+from distcam_jax.methods import Context, margin_maps
 
 
 def scene():
@@ -82,35 +82,3 @@ def test_margin_maps_of_whitened_evidence_add_up_to_the_margin_of_the_mahalanobi
         asked = context.classes[b, m]
         margin = np.mean(half) - half[asked] + of_class[asked] - np.mean(of_class)
         np.testing.assert_allclose(maps[b, m], margin, rtol=1e-3)
-
-
-def test_within_class_precision_inverts_the_loop_over_samples():
-    generator = np.random.default_rng(0)
-    samples, labels = generator.normal(size=(40, 3)) * [1, 2, 5], generator.integers(0, 4, size=40)
-    prototypes = generator.normal(size=(4, 3))  # the covariance is around these, not around the samples' own means
-    covariance = np.zeros((3, 3))
-    for sample, label in zip(samples, labels, strict=True):
-        covariance += np.outer(sample - prototypes[label], sample - prototypes[label]) / 40
-    ridged = covariance + 0.5 * np.trace(covariance) / 3 * np.eye(3)
-    found = within_class_precision(samples, labels, prototypes, ridge=0.5)
-    np.testing.assert_allclose(found @ ridged, np.eye(3), atol=1e-5)
-    assert (found == found.T).all()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"samples": np.zeros((0, 2)), "labels": np.zeros(0, int)}, r"samples, prototypes: want axes .* got \(0, 2\)"),
-        ({"prototypes": np.zeros((2, 3))}, r"samples, prototypes: want axes .* and \(2, 3\)"),
-        ({"labels": np.array([0, 2])}, "labels: want 0 to 1, got 0 to 2"),
-        ({"ridge": 0.0}, "ridge: want a positive number, got 0.0"),
-        ({"ridge": math.nan}, "ridge: want a positive number, got nan"),
-        ({"samples": np.array([[math.nan, 1.0], [1.0, 1.0]])}, "samples: want finite values .* variance is nan"),
-        ({"samples": np.ones((2, 2))}, "samples: want finite values .* variance is 0.0"),
-    ],
-    ids=str,
-)
-def test_within_class_precision_refuses_bad_input(without_type_checks, changes, message):
-    given = {"samples": np.eye(2), "labels": np.array([0, 1]), "prototypes": np.ones((2, 2)), "ridge": 1.0} | changes
-    with pytest.raises(ValueError, match=message):
-        within_class_precision(**given)

@@ -29,7 +29,8 @@ from distcam_jax.evaluators.rows import read_labels
 from distcam_jax.evaluators.specificity import specificity
 from distcam_jax.evaluators.tables import figure_cell
 from distcam_jax.input_pipeline import Rows
-from distcam_jax.methods import Method, margin_maps, within_class_precision
+from distcam_jax.mahalanobis import within_class_precision
+from distcam_jax.methods import Method, margin_maps
 from distcam_jax.prototypes import Prototypes
 from distcam_jax.report import Column, Row, Table, format_table
 
@@ -43,9 +44,9 @@ LIFTED = ", from the minimum"
 def explanations(config: ml_collections.ConfigDict, output: str | Path) -> dict:
     """Measures every method on every network of a configuration, prints the tables and writes them.
 
-    For each network and method: GT-known at the tuned threshold, for the right class and for a wrong one; two-object
-    pointing with each class asked in turn; how alike the maps of several classes are; deletion and insertion of the
-    margin. What was measured is kept network by network, so that a second call goes on.
+    For each network and method: GT-known for the right class and for a wrong one, at the threshold tuned on training
+    images of all classes; two-object pointing with each class asked in turn; how alike the maps of several classes are;
+    deletion and insertion of the margin. What was measured is kept network by network, so that a second call goes on.
 
     Args:
         config: see `configs/explanations.py`.
@@ -100,7 +101,7 @@ def _measure(config, network: Network, prototypes: Prototypes, data: Dataset) ->
     maps = bind_methods(methods, network, prototypes, whitening=whitening)
     chosen = class_rows(data, config.classes)
     tune = training.load_split(network.config, "tune")
-    splits = {"tune": Rows(tune.source, class_rows(tune, config.classes)), "eval": Rows(data.source, chosen)}
+    splits = {"tune": tune.source, "eval": Rows(data.source, chosen)}
     passes = {}
     for split, source in splits.items():
         title = f"{split} of {network.name}"

@@ -32,7 +32,7 @@ from distcam_jax.methods.maps import (
     transfer_maps,
     uniform_maps,
 )
-from distcam_jax.methods.margins import margin_maps, within_class_precision
+from distcam_jax.methods.margins import margin_maps
 from distcam_jax.methods.similarities import similarity
 from distcam_jax.methods.transfer import transferred_weights, triplet_gradient_weights
 
@@ -60,5 +60,4 @@ __all__ = [
     "transferred_weights",
     "triplet_gradient_weights",
     "uniform_maps",
-    "within_class_precision",
 ]

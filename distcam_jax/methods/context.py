@@ -32,7 +32,8 @@ class Context:
         classes: the m classes asked about each image `[b, m]`, integers, rows of prototypes and class_weights.
         prototypes: mean pooled feature of every class `[c, k]`, as from `distcam_jax.class_prototypes`.
         class_weights: weights of the last linear layer `[c, k]`, for CAM and for gradients of class scores.
-        whitening: inverse of the features' covariance within the classes `[k, k]`, as from `within_class_precision`.
+        whitening: inverse of the features' covariance within the classes `[k, k]`, as from
+            `distcam_jax.mahalanobis.within_class_precision`.
         neighbors: pooled feature of the nearest training sample of each asked class `[b, m, k]`, as from
             `nearest_samples`.
         transferred: gradient weights carried over from training samples `[b, m, k]`, as from `transferred_weights`.

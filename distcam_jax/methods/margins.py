@@ -5,13 +5,11 @@ import math
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from jax import lax
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float
 
 from distcam_jax.cam import HIGHEST, channel_distances, global_average_pool
-from distcam_jax.checks import integer_labels
 from distcam_jax.intersection import rival_probabilities, shared_activation
 from distcam_jax.methods.context import Context
 from distcam_jax.methods.maps import each_image, weighted
@@ -90,49 +88,3 @@ def margin_maps(
 
 def _evidence(of_class, whitening, pooled, prototypes):
     return of_class(pooled, prototypes, whitening)
-
-
-def within_class_precision(
-    samples: Float[AnyArray, "n k"], labels: Integer[AnyArray, "n"], prototypes: Float[AnyArray, "c k"], *, ridge: float
-) -> Float[np.ndarray, "k k"]:
-    """Inverse covariance of samples around their class prototypes, for `Context.whitening`. Host, in float64.
-
-    Args:
-        samples: pooled features of training samples `[n, k]`.
-        labels: class of each `[n]`, rows of prototypes.
-        prototypes: mean pooled feature of every class `[c, k]`.
-        ridge: what is added to every variance, as a share of the mean variance; above 0. Large values leave a multiple
-            of the identity.
-
-    Returns:
-        `[k, k]` in float32, symmetric.
-
-    Raises:
-        ValueError: shapes do not fit, labels outside the prototypes, no spread at all, values that are not finite,
-            ridge not positive.
-
-    Examples:
-        >>> samples = np.array([[0.0, 1.0], [2.0, 1.0], [5.0, 5.0], [5.0, 5.0]])
-        >>> prototypes = np.array([[1.0, 1.0], [5.0, 5.0]])
-        >>> within_class_precision(samples, np.array([0, 0, 1, 1]), prototypes, ridge=2.0).tolist()
-        [[1.0, 0.0], [0.0, 2.0]]
-
-    References:
-        Mahalanobis, On the generalized distance in statistics, 1936; Friedman, Regularized Discriminant Analysis, JASA
-        1989.
-    """
-    samples, prototypes = np.asarray(samples, np.float64), np.asarray(prototypes, np.float64)
-    labels = np.asarray(integer_labels(labels, len(samples)))
-    if samples.ndim != 2 or prototypes.ndim != 2 or samples.shape[1] != prototypes.shape[1] or not samples.size:
-        raise ValueError(f"samples, prototypes: want axes [n k] and [c k], got {samples.shape} and {prototypes.shape}")
-    if labels.min() < 0 or labels.max() >= len(prototypes):
-        raise ValueError(f"labels: want 0 to {len(prototypes) - 1}, got {labels.min()} to {labels.max()}")
-    if not 0 < ridge < math.inf:
-        raise ValueError(f"ridge: want a positive number, got {ridge!r}")
-    centred = samples - prototypes[labels]
-    covariance = centred.T @ centred / len(centred)
-    mean = np.trace(covariance) / len(covariance)
-    if not 0 < mean < math.inf:
-        raise ValueError(f"samples: want finite values that differ from their prototypes, mean variance is {mean}")
-    precision = np.linalg.inv(covariance + ridge * mean * np.eye(len(covariance)))
-    return ((precision + precision.T) / 2).astype(np.float32)
