@@ -37,6 +37,8 @@ from distcam_jax.cam import HIGHEST, AnyArray, _class_maps, channel_distances
 from distcam_jax.checks import integer_labels, working_arrays
 from distcam_jax.intersection import rival_probabilities
 
+DEFAULT_TEMPERATURE = 2.0  # chosen on validation images, see docs/method.md
+
 
 def within_class_precision(
     samples: Float[AnyArray, "n k"], labels: Integer[AnyArray, "n"], prototypes: Float[AnyArray, "c k"], *, ridge: float
@@ -85,7 +87,7 @@ def mahalanobis_weights(
     prototypes: Float[AnyArray, "c k"],
     precision_matrix: Float[AnyArray, "k k"],
     *,
-    temperature: float = 1.0,
+    temperature: float = DEFAULT_TEMPERATURE,
 ) -> Float[Array, "*b c k"]:
     """Weights of the margin of the Mahalanobis distance, `w^c = A (P^c − Σ_{c'} π_{c'} P^{c'})`.
 
@@ -121,7 +123,7 @@ def mahalanobis_cam(
     prototypes: Float[AnyArray, "c k"],
     precision_matrix: Float[AnyArray, "k k"],
     *,
-    temperature: float = 1.0,
+    temperature: float = DEFAULT_TEMPERATURE,
     precision: lax.PrecisionLike = HIGHEST,
     batch_size: int | None = None,
 ) -> Float[Array, "*b c h w"]:

@@ -31,6 +31,7 @@ NAMES = [
     "dist_cam_nearest",
     "contrastive",
     "intersection",
+    "mahalanobis",
     "uniform",
     "energy",
     "grad_cam",
@@ -44,7 +45,7 @@ NAMES = [
     "decomposition_l2",
 ]
 NEEDS = {"cam": "class_weights", "grad_cam": "class_weights", "grad_cam_pp": "class_weights"}
-NEEDS |= {"dist_cam_nearest": "neighbors", "grad_cam_transfer": "transferred"}
+NEEDS |= {"dist_cam_nearest": "neighbors", "grad_cam_transfer": "transferred", "mahalanobis": "whitening"}
 IMAGES, CLASSES, ASKED, CHANNELS = 3, 5, 2, 6
 MIB = 2**20
 
@@ -58,6 +59,7 @@ def batch(seed=0):
         class_weights=generator.normal(size=(CLASSES, CHANNELS)).astype(np.float32),
         neighbors=generator.uniform(0, 1.5, size=(IMAGES, ASKED, CHANNELS)).astype(np.float32),
         transferred=generator.normal(size=(IMAGES, ASKED, CHANNELS)).astype(np.float32),
+        whitening=np.cov(generator.normal(size=(CHANNELS, 2 * CHANNELS))).astype(np.float32),
     )
     return features, context
 
@@ -80,6 +82,13 @@ def loop_intersection(image, prototypes, asked):
     pooled = image.mean(axis=(0, 1))
     shares = [[min(p[k], x) / x if x > 0 else 0.0 for k, x in enumerate(pooled)] for p in prototypes]
     return image @ (np.array(shares[asked]) - np.mean(shares, axis=0))
+
+
+def loop_mahalanobis(image, context, asked, temperature=2.0):
+    pooled, prototypes = image.mean(axis=(0, 1)), context.prototypes
+    distances = np.array([np.abs(p - pooled).sum() for p in prototypes])
+    near = np.exp(-distances / (temperature * distances.std()))
+    return image @ (context.whitening @ (prototypes[asked] - near @ prototypes / near.sum()))
 
 
 def loop_contrastive(image, prototypes, asked, distance="l1"):
@@ -117,6 +126,7 @@ def expected_map(name, image, context, b, m):
         "dist_cam_nearest": lambda: loop_dist_cam(image, neighbor),
         "contrastive": lambda: loop_contrastive(image, context.prototypes, asked),
         "intersection": lambda: loop_intersection(image, context.prototypes, asked),
+        "mahalanobis": lambda: loop_mahalanobis(image, context, asked),
         "uniform": lambda: image.sum(axis=-1),
         "energy": lambda: (image * image).sum(axis=-1),
         "grad_cam": lambda: np.maximum(image @ layer, 0) / places,
@@ -280,7 +290,8 @@ def test_a_class_that_does_not_exist_spoils_its_own_map_alone():
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"dist_cam_nearest", "grad_cam_l2", "uniform", "energy"}))
 def test_methods_are_finite_for_zeros_with_finite_gradients(name):
     context = Context(*(np.zeros(s, t) for s, t in (((2, 1), int), ((3, 4), np.float32), ((3, 4), np.float32))))
-    context = Context(context.classes, context.prototypes, context.class_weights, *np.zeros((2, 2, 1, 4), np.float32))
+    vectors = np.zeros((2, 2, 1, 4), np.float32)
+    context = Context(context.classes, context.prototypes, context.class_weights, *vectors, np.eye(4, dtype="f"))
     total, gradient = jax.value_and_grad(lambda q: jnp.sum(METHODS[name](q, context)))(jnp.zeros((2, 3, 3, 4)))
     assert np.isfinite(total)
     assert np.isfinite(gradient).all()

@@ -38,7 +38,13 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def choose_methods(
-    names: Sequence[str], network: Network, *, samples: Samples | None = None, norm: str = "sum", eps: float = 0.1
+    names: Sequence[str],
+    network: Network,
+    *,
+    samples: Samples | None = None,
+    norm: str = "sum",
+    eps: float = 0.1,
+    whitened: bool = False,
 ) -> dict[str, Method]:
     """The methods that a network has all for, with the options of its evaluation.
 
@@ -48,6 +54,7 @@ def choose_methods(
         samples: training samples; None leaves out the methods that need them.
         norm: normalisation of Dist-CAM's reciprocal weights.
         eps: of Dist-CAM's reciprocal weights; the literal Eq. 5 keeps its own.
+        whitened: whether `bind_methods` will be given a whitening; False leaves out the methods that need it.
 
     Returns:
         Name to method.
@@ -61,6 +68,8 @@ def choose_methods(
         missing.add("class_weights")
     if samples is None:
         missing.add("neighbors")
+    if not whitened:
+        missing.add("whitening")
     chosen = {name: METHODS[name] for name in names if not missing.intersection(METHODS[name].needs)}
     options = {"dist_cam": {"norm": norm, "eps": eps}, "dist_cam_literal": {"norm": norm}}
     options["dist_cam_nearest"] = options["dist_cam"]

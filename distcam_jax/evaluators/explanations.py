@@ -82,7 +82,7 @@ def explanations(config: ml_collections.ConfigDict, output: str | Path) -> dict:
 
 def study_methods(options: ml_collections.ConfigDict, network: Network) -> dict[str, Method]:
     """The methods of a network: those of the catalogue that it has all for, and margins with options of their own."""
-    chosen = choose_methods(options.methods, network, norm=options.norm, eps=options.eps)
+    chosen = choose_methods(options.methods, network, norm=options.norm, eps=options.eps, whitened=True)
     margins = {}
     for given in options.margins:
         values = dict(given)

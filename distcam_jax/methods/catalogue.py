@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Float
 
+from distcam_jax.mahalanobis import DEFAULT_TEMPERATURE
 from distcam_jax.methods.context import Context
 from distcam_jax.methods.maps import (
     cam_maps,
@@ -103,6 +104,9 @@ METHODS: dict[str, Method] = {
     "dist_cam_nearest": Method("Dist-CAM, nearest sample", _part(dist_cam_maps, reference="neighbors"), ("neighbors",)),
     "contrastive": Method("contrastive Dist-CAM", contrastive_maps),
     "intersection": Method("intersection CAM", margin_maps),
+    "mahalanobis": Method(
+        "Mahalanobis CAM", _part(margin_maps, evidence="whitened", temperature=DEFAULT_TEMPERATURE), ("whitening",)
+    ),
     "uniform": Method("uniform weights", uniform_maps, asks=False),
     "energy": Method("energy", energy_maps, asks=False),
     "grad_cam": Method("Grad-CAM", grad_cam_maps, ("class_weights",)),
