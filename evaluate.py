@@ -27,16 +27,17 @@ flags.mark_flags_as_mutual_exclusive(["workdir", "weights"])
 
 def main() -> None:
     """One call into the package."""
-    from distcam_jax.evaluators import evaluate, run_task  # after the flags: --help and a mistyped flag answer at once
+    from distcam_jax.evaluators import evaluate, run_task, tasks  # after the flags: --help answers at once
 
-    output = _OUTPUT.value or _WORKDIR.value
     if "task" in _CONFIG.value:  # of many networks, which the configuration names
-        run_task(_CONFIG.value, output)
+        unused = (_WORKDIR, _WEIGHTS, _COMPARE, _PROTOTYPES)
+        tasks.refuse_flags(_CONFIG.value, {flag.name: flag.value for flag in unused})
+        run_task(_CONFIG.value, _OUTPUT.value)
         return
     evaluate(
         _CONFIG.value,
         _WORKDIR.value,
-        output=output,
+        output=_OUTPUT.value or _WORKDIR.value,
         compare=_COMPARE.value,
         prototypes=_PROTOTYPES.value,
         weights=_WEIGHTS.value,

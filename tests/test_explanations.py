@@ -45,6 +45,7 @@ def measured():
         "softmax": {
             "images": 4,
             "top1": [1, 1, 0, 0],
+            "boxes": {"center_box": [1, 1, 1, 0]},
             "methods": softmax,
             "faithfulness": {"deletion": {"best": [2.0]}},
         },
@@ -62,6 +63,7 @@ def test_summarize_gives_means_and_leaves_out_what_was_not_measured():
     assert best["deletion"]["value"] == 2.0
     assert "deletion" not in networks["softmax"]["methods"]["cam"]
     assert "wrong" not in networks["softmax"]["methods"]["uniform"]  # it cannot be asked for a class
+    assert networks["softmax"]["boxes"]["center_box"]["value"] == 0.75
     assert networks["softmax"]["nearest_prototype_top1"]["value"] == 0.5
 
 
@@ -79,6 +81,7 @@ def test_tables_show_both_rules_and_faithfulness_only_where_it_is_known():
     metrics = study.summarize(measured(), **BOOTSTRAP) | {"intervals": "95 %"}
     softmax, metric, differences = (format_table(table) for table in study.make_tables(metrics))
     assert "from the minimum" in softmax
+    assert "centre box" in softmax
     assert "deletion" in softmax
     assert "deletion" not in metric.split("\n\n")[0].splitlines()[1]
     assert "softmax: best − softmax: CAM" in differences

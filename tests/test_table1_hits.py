@@ -3,8 +3,8 @@ import pytest
 
 from distcam_jax.evaluators.figures import difference_figure, mean_figure
 from distcam_jax.evaluators.localize import THRESHOLDS, Localization, threshold_index
-from distcam_jax.evaluators.table1_figures import Measured, compare_networks, difference_parts
-from distcam_jax.evaluators.table1_hits import Hits, kept_hits, make_hits, share_figure
+from distcam_jax.evaluators.table1_figures import Measured, compare_networks, difference_parts, network_figures
+from distcam_jax.evaluators.table1_hits import TOP, Hits, kept_hits, make_hits, share_figure
 
 BOOTSTRAP = {"seed": 0, "resamples": 200}
 
@@ -31,7 +31,12 @@ def hits_of(given, index=range(6)):
     maps = {name: boxes(name) for name in TUNED if name in given}
     return Hits(
         index=np.array(index),
-        decided={name: bits(given[name]) for name in ("softmax", "nearest") if name in given},
+        # Where the best class is wrong, the true one is the third of odd images, and none of the five of even ones.
+        places={
+            name: np.array([0 if right else 2 if row % 2 else TOP for row, right in enumerate(given[name])], np.uint8)
+            for name in ("softmax", "nearest")
+            if name in given
+        },
         right=maps,
         wrong={name: ~values for name, values in maps.items()},
         trivial={"center_box": bits([1, 1, 0, 0, 0, 0]), "whole_image": bits([0, 0, 0, 0, 0, 1])},
@@ -72,16 +77,44 @@ def test_hits_are_counted_at_the_threshold_of_each_method():
     assert hits.errors("cam", "default", decision="nearest").tolist() == [0, 1, 0, 1, 1, 1]
     assert hits.errors("dist_cam", "default").tolist() == [0, 1, 0, 1, 1, 0]  # by the nearest prototype
     assert hits.errors("center_box", "tuned").tolist() == [0, 1, 1, 1, 1, 1]
+    assert hits.errors("cam", "default", top=5).tolist() == [0, 1, 1, 0, 1, 1]  # image 3's class is the third
+    assert hits.errors("cam", "default", top=2).tolist() == [0, 1, 1, 1, 1, 1]
+    assert hits.errors("dist_cam", "default", top=5).tolist() == [0, 0, 0, 1, 1, 0]
+    assert hits.errors("center_box", "default", top=5).tolist() == [0, 0, 1, 1, 1, 1]
+
+
+def test_network_figures_hold_every_error_of_every_method():
+    found = network_figures(Measured("a", 1, "", hits_of(SOFTMAX)), **BOOTSTRAP)
+    assert set(found["methods"]) == {"cam", "dist_cam", "center_box", "whole_image", "wrong_prototype"}
+
+    def sixths(figures):
+        return {name: round(6 * figure["value"], 9) for name, figure in figures.items() if isinstance(figure, dict)}
+
+    assert sixths(found["classification_error"]) == {"softmax": 3, "nearest": 2}
+    assert sixths(found["top5_classification_error"]) == {"softmax": 1, "nearest": 0}
+    by_hand = {
+        ("cam", "default"): {"top1_error": 5, "top5_error": 4, "gt_known": 3},
+        ("cam", "tuned"): {"top1_error": 4, "top5_error": 4, "gt_known": 3},
+        ("dist_cam", "default"): {"top1_error": 3, "top5_error": 2, "gt_known": 4},
+        ("dist_cam", "tuned"): {"top1_error": 3, "top5_error": 1, "gt_known": 5},
+        ("center_box", "default"): {"top1_error": 5, "top5_error": 4, "gt_known": 2},
+        ("whole_image", "default"): {"top1_error": 5, "top5_error": 5, "gt_known": 1},
+        ("wrong_prototype", "default"): {"top1_error": 5, "top5_error": 4, "gt_known": 2},
+    }
+    for (method, at), wanted in by_hand.items():
+        assert sixths(found["methods"][method][at]) == wanted, (method, at)
+    assert [found["methods"]["cam"][at]["threshold"] for at in ("default", "tuned")] == [0.2, 0.5]
+    assert "threshold" not in found["methods"]["center_box"]["tuned"]
 
 
 def test_make_hits_are_those_counted_by_hand_in_the_order_of_the_source():
     ious = np.zeros((3, len(THRESHOLDS)))
     ious[:, threshold_index(0.2)], ious[:, threshold_index(0.4)] = [0.5, 0.49, 0.9], [0.1, 0.8, 0.2]
     measured = Localization(
-        labels=np.array([4, 2, 3]),
+        labels=np.array([4, 2, 1]),
         index=np.array([5, 2, 9]),
         wrong=np.array([1, 1, 1]),
-        decisions={"nearest": np.array([[4, 2], [3, 2], [3, 1]])},
+        decisions={"nearest": np.array([[4, 2, 0], [3, 0, 2], [3, 0, 4]])},
         distances=np.ones(3),
         right_iou={"dist_cam": ious},
         wrong_iou={"dist_cam": np.zeros_like(ious)},
@@ -89,7 +122,9 @@ def test_make_hits_are_those_counted_by_hand_in_the_order_of_the_source():
     )
     hits = make_hits(measured, {"dist_cam": 0.4})
     assert hits.index.tolist() == [2, 5, 9]
-    assert hits.decided["nearest"].tolist() == [False, True, True]  # the second best class does not count
+    assert hits.places["nearest"].tolist() == [2, 0, TOP]
+    assert hits.decided("nearest").tolist() == [False, True, False]  # a second best class does not count
+    assert hits.decided("nearest", top=5).tolist() == [True, True, False]
     assert hits.boxes("dist_cam", "default").tolist() == [False, True, True]  # IoU 0.5 itself is right
     assert hits.boxes("dist_cam", "tuned").tolist() == [True, False, False]
     assert hits.boxes("center_box", "tuned").tolist() == [True, False, True]
@@ -156,11 +191,11 @@ def test_kept_hits_come_back_as_they_were(tmp_path):
     back, is_new = kept_hits(path, {"splits": [1, 2], "eps": 0.1}, measure)
     assert (len(calls), is_new, back.tuned) == (1, False, hits.tuned)
     np.testing.assert_array_equal(back.index, hits.index)
-    for name in ("decided", "right", "wrong", "trivial"):
+    for name in ("places", "right", "wrong", "trivial"):
         ours, theirs = getattr(back, name), getattr(hits, name)
         assert list(ours) == list(theirs)
         for key, values in ours.items():
-            assert values.dtype == bool
+            assert values.dtype == (np.uint8 if name == "places" else bool)
             np.testing.assert_array_equal(values, theirs[key])
     assert kept_hits(path, {"eps": 0.2, "splits": [1, 2]}, measure)[1]
 

@@ -114,6 +114,7 @@ def _measure(config, network: Network, prototypes: Prototypes, data: Dataset) ->
     pointed = specificity(network, prototypes, maps, data.source, **pairs)
     result = {
         "images": len(passes["eval"].labels),
+        "boxes": {name: (values >= IOU).astype(int).tolist() for name, values in passes["eval"].box_iou.items()},
         "top1": (passes["eval"].decisions["nearest"][:, 0] == passes["eval"].labels).astype(int).tolist(),
         "methods": {
             name: _method_rows(name, method, passes["eval"], tuned, pointed) for name, method in methods.items()
@@ -208,6 +209,7 @@ def summarize(measured: dict[str, dict], **bootstrap) -> dict:
         networks[network] = {
             "images": result["images"],
             "nearest_prototype_top1": _figure(result["top1"], **bootstrap),
+            "boxes": {name: _figure(values, **bootstrap) for name, values in result.get("boxes", {}).items()},
             "methods": by_method,
         }
     differences = []
@@ -264,11 +266,15 @@ def make_tables(metrics: dict) -> list[Table]:
         methods = result["methods"]
         kept = [kind for kind in columns if any(kind in found for found in methods.values())]
         top1 = result["nearest_prototype_top1"]
+        rows = [Row(found["title"], [figure_cell(found.get(kind)) for kind in kept]) for found in methods.values()]
+        for name, box in result["boxes"].items():  # they have no threshold, class or map
+            cells = [figure_cell(box if kind in RIGHT else None) for kind in kept]
+            rows.append(Row(figures.BASELINES[name], cells, muted=True))
         tables.append(
             Table(
                 network,
                 [columns[kind] for kind in kept],
-                [Row(found["title"], [figure_cell(found.get(kind)) for kind in kept]) for found in methods.values()],
+                rows,
                 note=f"{result['images']} images; nearest prototype top-1 {100 * top1['value']:.1f} "
                 f"[{100 * top1['low']:.1f}, {100 * top1['high']:.1f}] %. Chance is 50 % for pointing, energy and swap. "
                 "Deletion and insertion are areas under the margin's curve in units of the mean absolute margin. "

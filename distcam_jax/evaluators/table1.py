@@ -14,9 +14,11 @@ from distcam_jax.evaluators.network import Network, network_prototypes
 from distcam_jax.evaluators.provenance import portable, provenance, write_text
 from distcam_jax.evaluators.rows import check_boxes
 from distcam_jax.evaluators.table1_figures import Measured, compare_networks, network_figures
-from distcam_jax.evaluators.table1_hits import Hits, kept_hits, make_hits
+from distcam_jax.evaluators.table1_hits import TOP, Hits, kept_hits, make_hits
 from distcam_jax.evaluators.table1_networks import KINDS, Given, find_networks
+from distcam_jax.evaluators.table1_splits import check_splits
 from distcam_jax.evaluators.table1_tables import backbone_table, make_tables
+from distcam_jax.files import check_writable
 from distcam_jax.prototypes import hash_weights
 from distcam_jax.report import format_table
 
@@ -35,11 +37,14 @@ def table1(config: ml_collections.ConfigDict, output: str | Path) -> dict:
         What `metrics.json` holds.
 
     Raises:
-        ValueError: when no network is given, or what is given does not belong together; see `find_networks`.
+        ValueError: when no network is given, or what is given does not belong together; see `find_networks` and
+            `check_splits`. A weights file that does not read or fit is refused before any network is measured.
         FileNotFoundError: when a named weights file is missing.
+        OSError: when a result cannot be written; found out before the work.
     """
     output, given, measured, metrics = Path(output), find_networks(config), {}, {}
     tune, data = (training.load_split(config, split) for split in ("tune", "eval"))
+    _check_all(config, given, tune, data, output)
     for number, one in enumerate(given, start=1):
         network = one.load(data.num_classes)
         hits, is_new = measure_network(config, one, network, tune, data, output)
@@ -57,6 +62,18 @@ def table1(config: ml_collections.ConfigDict, output: str | Path) -> dict:
         else:
             print("\n\n".join(format_table(table) for table in tables))
     return metrics
+
+
+def _check_all(config, given: list[Given], tune: Dataset, data: Dataset, output: Path) -> None:
+    """Refuses before the work of days what would end it: images, weights files and folders that will not do."""
+    check_splits(config, given)
+    for split in (tune, data):
+        check_boxes(split)
+    for one in given:
+        one.check(data.num_classes)
+    for path in (output / "metrics.json", *(one.prototypes_path(output) for one in given)):
+        if path.name == "metrics.json" or not path.is_file():  # prototypes that are there need not be written
+            check_writable(path)
 
 
 def measure_network(
@@ -94,11 +111,10 @@ def measure_network(
         "eps": options.eps,
         "seed": config.seed,
         "thresholds": THRESHOLDS,
+        "top": TOP,
     }
 
     def measure() -> Hits:
-        for split in (tune, data):
-            check_boxes(split)
         path = one.prototypes_path(output)
         prototypes = network_prototypes(network, path, data.class_names, batch=options.batch)
         methods = choose_methods(options.methods, network, norm=options.norm, eps=options.eps)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from distcam_jax.evaluators.table1_hits import THRESHOLD_KINDS, Hits, common_rows, share_figure
+from distcam_jax.evaluators.table1_hits import THRESHOLD_KINDS, TOP, Hits, common_rows, share_figure
 
 SOFTMAX_KINDS = ("weights", "softmax")  # networks that have a linear layer
-MEASURES = ("top1_error", "gt_known")
+MEASURES = ("top1_error", "top5_error", "gt_known")
+COMPARED = ("top1_error", "gt_known")  # of which differences are made
 PARTS = ("decision", "map", "network", "total")
 
 # Within one network: what Dist-CAM is worth beside CAM, beside no weights at all, and beside no map at all.
@@ -21,6 +22,7 @@ _WITHIN = (
     ("dist_cam", "dist_cam_literal"),
     ("dist_cam", "uniform"),
     ("dist_cam", "center_box"),
+    ("dist_cam", "whole_image"),
     ("dist_cam", "wrong_prototype"),
 )
 
@@ -50,7 +52,8 @@ def network_figures(one: Measured, **bootstrap) -> dict:
         **bootstrap: `seed` and `resamples`.
 
     Returns:
-        "classification_error" by decision; "methods", each with `MEASURES` at both thresholds, and its thresholds.
+        "classification_error" and "top5_classification_error" by decision; "methods", each with `MEASURES` at both
+        thresholds, and its thresholds.
     """
     hits = one.hits
     return {
@@ -58,7 +61,8 @@ def network_figures(one: Measured, **bootstrap) -> dict:
         "steps": one.steps,
         "weights_hash": one.weights_hash,
         "images": len(hits.index),
-        "classification_error": {name: _figure(~right, bootstrap) for name, right in hits.decided.items()},
+        "classification_error": {name: _figure(~hits.decided(name), bootstrap) for name in hits.places},
+        "top5_classification_error": {name: _figure(~hits.decided(name, top=TOP), bootstrap) for name in hits.places},
         "methods": {
             method: {at: _box_figures(hits, method, at, bootstrap) for at in THRESHOLD_KINDS} for method in hits.methods
         },
@@ -73,7 +77,7 @@ def compare_networks(own: Mapping[str, Measured], **bootstrap) -> dict:
         **bootstrap: `seed` and `resamples`.
 
     Returns:
-        "differences", each of two methods "a" and "b" as (kind, method), `MEASURES` of a - b at both thresholds; and
+        "differences", each of two methods "a" and "b" as (kind, method), `COMPARED` of a - b at both thresholds; and
         "parts": for each softmax network what the difference of the metric network's Dist-CAM and its own CAM is made
         of, see `difference_parts`.
     """
@@ -121,7 +125,7 @@ def difference_parts(softmax: Hits, metric: Hits | None, at: str, **bootstrap) -
         errors.append(metric.errors("dist_cam", at))
         boxes.append(metric.boxes("dist_cam", at))
     found: dict[str, dict] = {}
-    for measure, states in (("top1_error", errors), ("gt_known", boxes)):
+    for measure, states in zip(COMPARED, (errors, boxes), strict=True):
         changes = [_minus(after, before) for before, after in itertools.pairwise(states)]
         found[measure] = dict.fromkeys(PARTS)
         found[measure] |= {
@@ -136,6 +140,7 @@ def difference_parts(softmax: Hits, metric: Hits | None, at: str, **bootstrap) -
 def _box_figures(hits: Hits, method: str, at: str, bootstrap) -> dict:
     figures = {
         "top1_error": _figure(hits.errors(method, at), bootstrap),
+        "top5_error": _figure(hits.errors(method, at, top=TOP), bootstrap),
         "gt_known": _figure(hits.boxes(method, at), bootstrap),
     }
     threshold = hits.threshold(method, at)

@@ -16,6 +16,7 @@ from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, THRESHOLDS, Local
 from distcam_jax.files import write_atomically
 
 THRESHOLD_KINDS = ("default", "tuned")
+TOP = 5  # best classes that are looked at
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -35,8 +36,8 @@ class Hits:
 
     Attributes:
         index: positions in the source `[n]`.
-        decided: whether the best class is the true one `[n]`, by "softmax" (with a linear layer only) and by "nearest"
-            prototype.
+        places: the true class's place among the `TOP` best `[n]`, from 0, or `TOP` where it is none of them; by
+            "softmax" (with a linear layer only) and by "nearest" prototype.
         right: method to whether the true class's box is right at every threshold `[n, thresholds]`.
         wrong: the same of a wrong class's box.
         trivial: "center_box" and "whole_image" to whether that box is right `[n]`.
@@ -44,7 +45,7 @@ class Hits:
     """
 
     index: np.ndarray
-    decided: dict[str, np.ndarray]
+    places: dict[str, np.ndarray]
     right: dict[str, np.ndarray]
     wrong: dict[str, np.ndarray]
     trivial: dict[str, np.ndarray]
@@ -69,15 +70,32 @@ class Hits:
         values = self.wrong if method == "wrong_prototype" else self.right
         return values[_map_of(method)][:, threshold_index(threshold)]
 
-    def errors(self, method: str, at: str, *, decision: str | None = None) -> np.ndarray:
-        """Whether class or box is wrong `[n]`; the decision is that which the method explains, or the one named."""
-        return ~(self.decided[decision or decision_of(method)] & self.boxes(method, at))
+    def decided(self, decision: str, *, top: int = 1) -> np.ndarray:
+        """Whether the true class is one of the best `top` of a decision `[n]`."""
+        return self.places[decision] < top
+
+    def errors(self, method: str, at: str, *, decision: str | None = None, top: int = 1) -> np.ndarray:
+        """Whether class or box is wrong `[n]`.
+
+        Each of the best `top` classes gives a box of its own, and only the true class's can be right with its class; so
+        an image is right where the true class is among them and its box is right.
+
+        Args:
+            method: of `methods`.
+            at: "default" or "tuned".
+            decision: of `places`; by default that which the method explains.
+            top: best classes that count.
+
+        Returns:
+            One value an image.
+        """
+        return ~(self.decided(decision or decision_of(method), top=top) & self.boxes(method, at))
 
     def rows(self, kept: np.ndarray) -> "Hits":
         """Some of the images, by their rows."""
         arrays = {
             name: {key: value[kept] for key, value in getattr(self, name).items()}
-            for name in ("decided", "right", "wrong", "trivial")
+            for name in ("places", "right", "wrong", "trivial")
         }
         return Hits(self.index[kept], **arrays, tuned=self.tuned)
 
@@ -98,13 +116,19 @@ def make_hits(measured: Localization, tuned: Mapping[str, float]) -> Hits:
     """
     hits = Hits(
         index=measured.index,
-        decided={name: ranked[:, 0] == measured.labels for name, ranked in measured.decisions.items()},
+        places={name: _places(ranked, measured.labels) for name, ranked in measured.decisions.items()},
         right={name: values >= IOU for name, values in measured.right_iou.items()},
         wrong={name: values >= IOU for name, values in measured.wrong_iou.items()},
         trivial={name: values >= IOU for name, values in measured.box_iou.items()},
         tuned=dict(tuned),
     )
     return hits.rows(np.argsort(measured.index))
+
+
+def _places(ranked: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Where the true class stands among the best ones, see `Hits.places`."""
+    found = ranked[:, :TOP] == labels[:, None]
+    return np.where(found.any(axis=1), found.argmax(axis=1), TOP).astype(np.uint8)
 
 
 def common_rows(a: Hits, b: Hits) -> tuple[Hits, Hits]:
@@ -146,7 +170,7 @@ def kept_hits(path: Path, made_from: dict, measure: Callable[[], Hits]) -> tuple
 def _packed(hits: Hits) -> dict[str, np.ndarray]:
     """Arrays of a file: `right.cam` and so on, eight thresholds a byte."""
     arrays = {"index": hits.index, "tuned": np.array(json.dumps(hits.tuned))}
-    for kind in ("decided", "trivial"):
+    for kind in ("places", "trivial"):
         arrays |= {f"{kind}.{name}": value for name, value in getattr(hits, kind).items()}
     for kind in ("right", "wrong"):
         arrays |= {f"{kind}.{name}": np.packbits(value, axis=1) for name, value in getattr(hits, kind).items()}
@@ -154,7 +178,7 @@ def _packed(hits: Hits) -> dict[str, np.ndarray]:
 
 
 def _unpacked(arrays: dict[str, np.ndarray]) -> Hits:
-    found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in ("decided", "trivial", "right", "wrong")}
+    found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in ("places", "trivial", "right", "wrong")}
     for key, value in arrays.items():
         kind, _, name = key.partition(".")
         if kind in ("right", "wrong"):

@@ -4,13 +4,16 @@ import dataclasses
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 
-from distcam_jax import runs
+from distcam_jax import checkpoints, runs
+from distcam_jax.cam import reciprocal_weights
 from distcam_jax.evaluators.explain import check_names
 from distcam_jax.evaluators.network import Network, import_network, load_network
 from distcam_jax.models.pretrained import SUFFIXES
 
 KINDS = {"weights": "imported weights", "softmax": "softmax run", "metric": "metric run"}
+_LEAST = {"seed": 0, "input.image_size": 1, "input.num_workers": 0, "evaluate.batch": 1, "evaluate.resamples": 1}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +42,15 @@ class Given:
         if self.kind == "weights":
             return import_network(self.config, self.source, num_classes, name=self.name)
         return load_network(self.config, self.source, num_classes, name=self.name)
+
+    def check(self, num_classes: int) -> None:
+        """Refuses what `load` would: weights that do not read or fit, and a run without a finished checkpoint."""
+        if self.kind == "weights":
+            self.load(num_classes)
+            return
+        with checkpoints.checkpoint_manager(self.source, read_only=True) as manager:
+            if manager.latest_step() is None:
+                raise ValueError(f"{self.source} holds no finished checkpoint yet; train first, or move it away")
 
     def prototypes_path(self, output: Path) -> Path:
         """Where its prototypes are kept: in a run's folder, as `evaluate` does, else in the output."""
@@ -80,18 +92,21 @@ def find_networks(config: ml_collections.ConfigDict) -> list[Given]:
 
 def _check_options(config) -> None:
     """Refuses options that are out of range or name something unknown; a ValueError names the key."""
-    for backbone in config.backbones:
-        if backbone not in config.networks:
-            known = ", ".join(config.networks)
-            raise ValueError(f"config.backbones: unknown backbone {backbone!r}; choose some of {known}")
+    _check_backbones(config)
     options = config.evaluate
     check_names(options.methods)
-    for name in ("cam", "dist_cam"):
+    for name in ("cam", "dist_cam", "uniform"):
         if name not in options.methods:
-            raise ValueError(f"config.evaluate.methods must hold {name}, which the table is about")
-    for name in ("batch", "resamples"):
-        if options[name] < 1:
-            raise ValueError(f"config.evaluate.{name} must be positive, got {options[name]}")
+            role = "is a baseline of the table" if name == "uniform" else "the table is about"
+            raise ValueError(f"config.evaluate.methods must hold {name}, which {role}")
+    for name, least in _LEAST.items():
+        value = runs.flatten(config.to_dict())[name]
+        if value < least:
+            raise ValueError(f"config.{name} must be {'positive' if least else '0 or more'}, got {value}")
+    try:
+        reciprocal_weights(np.ones(2, np.float32), norm=options.norm, eps=options.eps)
+    except ValueError as error:
+        raise ValueError(f"config.evaluate.{error}") from error
     if options.checkpoint not in ("latest", "best"):
         raise ValueError(f"config.evaluate.checkpoint must be latest or best, got {options.checkpoint!r}")
     for backbone, figures in config.paper.items():
@@ -101,6 +116,17 @@ def _check_options(config) -> None:
     for name in ("weights", "runs"):
         if config[name] and not Path(config[name]).is_dir():
             raise ValueError(f"config.{name}: there is no folder {config[name]}")
+
+
+def _check_backbones(config) -> None:
+    known = f"choose some of {', '.join(config.networks)}"
+    if not config.backbones:
+        raise ValueError(f"config.backbones is empty; {known}")
+    for number, backbone in enumerate(config.backbones):
+        if backbone not in config.networks:
+            raise ValueError(f"config.backbones: unknown backbone {backbone!r}; {known}")
+        if backbone in config.backbones[:number]:
+            raise ValueError(f"config.backbones names {backbone} twice; name each once")
 
 
 def _source(config, backbone: str, kind: str) -> str | None:
