@@ -2,9 +2,12 @@
 
     python benchmarks/bench_localization.py --output=metrics.json
     python benchmarks/bench_localization.py --maps=heatmaps.npy
+    python benchmarks/bench_localization.py --pass --output=metrics.json
+    python benchmarks/bench_localization.py --pass --run=runs/quickstart/metric
 
 The plain routines are those that the tests compare with. All take turns within one run, so a busy machine slows all of
-them alike; ratios are formed turn by turn. OpenCV gets one thread, but for the row with a pool of them.
+them alike; ratios are formed turn by turn. OpenCV gets one thread, but for the row with a pool of them. With `--pass` a
+whole evaluation is measured beside its forward passes, see `localization_pass.py`.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import sys
 
 import cv2
 import numpy as np
+from localization_pass import measure_pass
 from measure import machine, median_interval, output_file, spread, take_turns, whole_number
 
 from distcam_jax.localization import PROTOCOLS, BoxPool, evaluate_boxes
@@ -27,18 +31,31 @@ sys.path.append(str(pathlib.Path(__file__).parents[1]))
 wsol_reference = importlib.import_module("tests.wsol_reference")
 
 CHUNK = 4  # images that a thread gets at a time
+BOXES_DEFAULTS = {"images": 16, "repeats": 15, "workers": os.cpu_count(), "maps": None}
+PASS_DEFAULTS = {"images": 64, "repeats": 21, "batch": 32, "run": None}
 MANY_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
 def parse_arguments():
-    """Reads what to measure and where to write the figures."""
+    """Reads what to measure and where to write the figures; each kind of measurement has options of its own."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=whole_number, default=16)
-    parser.add_argument("--repeats", type=whole_number, default=15, help="turns of each alternative")
-    parser.add_argument("--workers", type=whole_number, default=os.cpu_count(), help="threads of the pool")
+    parser.add_argument("--pass", action="store_true", dest="whole_pass", help="measure a whole evaluation")
+    parser.add_argument("--images", type=whole_number, help="16, in a pass 64")
+    parser.add_argument("--repeats", type=whole_number, help="turns of each alternative: 15, in a pass 21")
+    parser.add_argument("--workers", type=whole_number, help="threads of the pool; one a processor")
     parser.add_argument("--maps", type=pathlib.Path, help="NumPy file of heatmaps [n, h, w] to measure besides")
+    parser.add_argument("--batch", type=whole_number, help="images a step of the pass: 32")
+    parser.add_argument("--run", type=pathlib.Path, help="folder of a run, for its network and images")
     parser.add_argument("--output", type=output_file, help="JSON file for the figures")
-    return parser.parse_args()
+    arguments = vars(parser.parse_args())
+    output = arguments.pop("output")
+    wanted, hint = (PASS_DEFAULTS, "drop") if arguments.pop("whole_pass") else (BOXES_DEFAULTS, "add")
+    for name in (PASS_DEFAULTS | BOXES_DEFAULTS).keys() - wanted.keys():
+        if arguments.pop(name) is not None:
+            parser.error(f"--{name} is of the other kind of measurement: {hint} --pass")
+    if arguments.get("run") and not (arguments["run"] / "config.json").is_file():
+        parser.error(f"--run must be the folder of a run of train.py, got {str(arguments['run'])!r}")
+    return {name: value if arguments[name] is None else arguments[name] for name, value in wanted.items()}, output
 
 
 def smooth_maps(images, side, seed):
@@ -129,12 +146,18 @@ def print_row(row):
 
 def main():
     """Measures, prints and writes."""
-    arguments = vars(parse_arguments())
-    output = arguments.pop("output")
-    print("ms an image: plain, evaluate_boxes, BoxPool; plain's time over those of evaluate_boxes and BoxPool, 95 %")
-    metrics = {"arguments": arguments | {"maps": arguments["maps"] and arguments["maps"].name}, **measure(**arguments)}
+    arguments, output = parse_arguments()
+    told = {name: value.name if isinstance(value, pathlib.Path) else value for name, value in arguments.items()}
+    if "run" in arguments:
+        print("ms an image: forward passes, localize; localize's time over theirs, 95 %")
+        figures = measure_pass(**arguments)
+    else:
+        print(
+            "ms an image: plain, evaluate_boxes, BoxPool; plain's time over those of evaluate_boxes and BoxPool, 95 %"
+        )
+        figures = measure(**arguments)
     if output:
-        output.write_text(json.dumps(metrics, indent=2) + "\n")
+        output.write_text(json.dumps({"arguments": told, **figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
