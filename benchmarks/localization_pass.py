@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from measure import CLASSES, PAUSE, machine, median_interval, spread, take_turns
+from measure import CLASSES, machine, median_interval, spread, take_turns, turns
 from photographs import photograph
 
 from distcam_jax import runs, training
@@ -124,16 +124,13 @@ def alternate(alternatives, repeats):
     A call takes seconds, so that every turn needs no such call of its own, as `take_turns` makes.
     """
     wall, processor = ({name: [] for name in alternatives} for _ in range(2))
-    names = list(alternatives)
-    for name in names:
+    for alternative in alternatives.values():
+        alternative()
+    for name in turns(alternatives, repeats):
+        start = time.perf_counter(), time.process_time()
         alternatives[name]()
-    for turn in range(repeats):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            time.sleep(PAUSE)
-            start = time.perf_counter(), time.process_time()
-            alternatives[name]()
-            wall[name].append(time.perf_counter() - start[0])
-            processor[name].append(time.process_time() - start[1])
+        wall[name].append(time.perf_counter() - start[0])
+        processor[name].append(time.process_time() - start[1])
     return wall, processor
 
 

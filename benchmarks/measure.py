@@ -20,19 +20,25 @@ LEARNING_RATE = 1e-3  # small: the same batch is trained on again and again
 MOMENTUM = 0.9
 
 
+def turns(alternatives, repeats):
+    """Names of the alternatives, each `repeats` times, the first to go another in every round; after a pause each."""
+    names = list(alternatives)
+    for turn in range(repeats):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(PAUSE)
+            yield name
+
+
 def take_turns(alternatives, repeats):
     """Seconds of every alternative, `{name: [repeats]}`; each turn is one untimed call and one timed call."""
     import jax
 
     seconds = {name: [] for name in alternatives}
-    names = list(alternatives)
-    for turn in range(repeats):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            time.sleep(PAUSE)
-            jax.block_until_ready(alternatives[name]())
-            start = time.perf_counter()
-            jax.block_until_ready(alternatives[name]())
-            seconds[name].append(time.perf_counter() - start)
+    for name in turns(alternatives, repeats):
+        jax.block_until_ready(alternatives[name]())
+        start = time.perf_counter()
+        jax.block_until_ready(alternatives[name]())
+        seconds[name].append(time.perf_counter() - start)
     return seconds
 
 

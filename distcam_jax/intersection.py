@@ -108,6 +108,36 @@ def rival_probabilities(
     return (1 - float(uniform)) * near + float(uniform) / distances.shape[-1]
 
 
+def rivals_of(
+    query: Float[AnyArray, "*b k"],
+    prototypes: Float[AnyArray, "c k"],
+    *,
+    temperature: float = math.inf,
+    uniform: float = 0.0,
+) -> Float[Array, "*b c"]:
+    """`rival_probabilities` by the L1 distances between queries and prototypes.
+
+    Args:
+        query: pooled features `[..., k]`.
+        prototypes: mean pooled feature of every class `[c, k]`; leave out classes without samples.
+        temperature: see `rival_probabilities`.
+        uniform: see there.
+
+    Returns:
+        Probabilities `[..., c]`.
+
+    Raises:
+        ValueError: shapes or types do not fit, or as there.
+
+    Examples:
+        >>> rivals_of(np.array([1.0]), np.array([[0.0], [4.0], [2.0]]), temperature=1e-3).tolist()
+        [0.5, 0.0, 0.5]
+    """
+    query, prototypes = working_arrays(query=(query, "... k"), prototypes=(prototypes, "c k"))
+    distances = jnp.sum(channel_distances(query[..., None, :], prototypes), axis=-1)
+    return rival_probabilities(distances, temperature=temperature, uniform=uniform)
+
+
 def intersection_weights(
     query: Float[AnyArray, "*b k"],
     prototypes: Float[AnyArray, "c k"],
@@ -140,8 +170,7 @@ def intersection_weights(
     query, prototypes = working_arrays(query=(query, "... k"), prototypes=(prototypes, "c k"))
     _check_share(base=base)
     shares = shared_activation(query[..., None, :], prototypes)
-    distances = jnp.sum(channel_distances(query[..., None, :], prototypes), axis=-1)
-    rivals = rival_probabilities(distances, temperature=temperature)
+    rivals = rivals_of(query, prototypes, temperature=temperature)
     common = jnp.einsum("...c,...ck->...k", rivals, shares, precision=HIGHEST)
     return jnp.sign(query)[..., None, :] * (shares - (1 - float(base)) * common[..., None, :])
 

@@ -33,9 +33,9 @@ from jax import lax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from distcam_jax.cam import HIGHEST, AnyArray, _class_maps, channel_distances
+from distcam_jax.cam import HIGHEST, AnyArray, _class_maps
 from distcam_jax.checks import integer_labels, working_arrays
-from distcam_jax.intersection import rival_probabilities
+from distcam_jax.intersection import rivals_of
 
 DEFAULT_TEMPERATURE = 2.0  # chosen on validation images, see docs/method.md
 
@@ -111,10 +111,17 @@ def mahalanobis_weights(
     query, prototypes, precision_matrix = working_arrays(
         query=(query, "... k"), prototypes=(prototypes, "c k"), precision_matrix=(precision_matrix, "k k")
     )
-    distances = jnp.sum(channel_distances(query[..., None, :], prototypes), axis=-1)
-    rivals = rival_probabilities(distances, temperature=temperature)
-    common = jnp.einsum("...c,ck->...k", rivals, prototypes, precision=HIGHEST)
-    return jnp.matmul(prototypes - common[..., None, :], precision_matrix, precision=HIGHEST)
+    return _margin_weights(query, prototypes, _whitened(prototypes, precision_matrix), temperature)
+
+
+def _whitened(prototypes, precision_matrix):
+    """`A P^c` `[c, k]`, up to a vector that all classes share; it takes c·k² steps, so once for all queries."""
+    return jnp.matmul(prototypes - jnp.mean(prototypes, axis=0), precision_matrix, precision=HIGHEST)
+
+
+def _margin_weights(query, prototypes, whitened, temperature):
+    rivals = rivals_of(query, prototypes, temperature=temperature)
+    return whitened - jnp.einsum("...c,ck->...k", rivals, whitened, precision=HIGHEST)[..., None, :]
 
 
 @functools.partial(jax.jit, static_argnames=("temperature", "precision", "batch_size"))
@@ -148,8 +155,12 @@ def mahalanobis_cam(
         >>> mahalanobis_cam(np.array([[[2.0, 0.0], [0.0, 8.0]]]), prototypes, precision_matrix).tolist()
         [[[2.0, 4.0]], [[-2.0, -4.0]]]
     """
+    features, prototypes, precision_matrix = working_arrays(
+        features=(features, "... h w k"), prototypes=(prototypes, "c k"), precision_matrix=(precision_matrix, "k k")
+    )
+    whitened = _whitened(prototypes, precision_matrix)
 
     def weigh(pooled, prototypes):
-        return mahalanobis_weights(pooled, prototypes, precision_matrix, temperature=temperature)
+        return _margin_weights(pooled, prototypes, whitened, temperature)
 
     return _class_maps(features, prototypes, weigh, precision, batch_size)

@@ -2,15 +2,18 @@
 
 import types
 
+import cv2
 import ml_collections
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from configs import explanations as study_config
 from distcam_jax.evaluators import explanations as study
-from distcam_jax.evaluators.localize import THRESHOLDS
+from distcam_jax.evaluators.localize import THRESHOLDS, localize_source, scaled_name
 from distcam_jax.methods import Method
 from distcam_jax.report import format_table
+from tests.patch_network import SIZE, PatchNetwork, make_data, make_prototypes
 
 BOOTSTRAP = {"seed": 0, "resamples": 200}
 
@@ -49,7 +52,7 @@ def measured():
             "methods": softmax,
             "faithfulness": {"deletion": {"best": [2.0]}},
         },
-        "metric": {"images": 4, "top1": [1, 0, 0, 0], "methods": metric},
+        "metric": {"images": 4, "top1": [1, 0, 0, 0], "boxes": {"center_box": [1, 1, 1, 0]}, "methods": metric},
     }
 
 
@@ -92,13 +95,39 @@ def test_no_cam_no_table_of_differences():
     assert len(study.make_tables(metrics)) == 1
 
 
-def test_lifted_maps_begin_at_zero_and_keep_their_order():
-    given = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
-    both = study.with_lifted(lambda *_: {"a": given})(None, None)
-    assert list(both) == ["a", "a" + study.LIFTED]
-    for b, m in np.ndindex(2, 3):
-        np.testing.assert_array_equal(both["a" + study.LIFTED][b, m], given[b, m] - given[b, m].min())
-    np.testing.assert_array_equal(both["a"], given)
+def loop_iou(heatmap, box, threshold, scaling):
+    """IoU of the box of the largest component, of a map that has the size of the picture after cv2 enlarged it."""
+    large = cv2.resize(heatmap, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+    large = large - large.min() if scaling == "minmax" else large
+    mask = (large / large.max() >= np.float32(threshold)).astype(np.uint8)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    x, y, width, height, _ = stats[1 + stats[1:, cv2.CC_STAT_AREA].argmax()]
+    over = [min(x + width, box[2]) - max(x, box[0]), min(y + height, box[3]) - max(y, box[1])]
+    inside = max(over[0], 0) * max(over[1], 0)
+    return inside / (width * height + (box[2] - box[0]) * (box[3] - box[1]) - inside)
+
+
+def test_localize_scales_each_map_by_both_rules():
+    data, values = make_data([0, 1, 2, 3, 4, 0]), {}
+
+    def maps(features, classes):
+        low = np.round(np.asarray(features).sum(axis=-1) * 16) / 16 + 1  # sixteenths: sums of them are exact
+        values.update(low=low)
+        both = np.stack([low, low.max() + 1 - low], axis=1)
+        return {"low": jnp.asarray(both), "high": jnp.asarray(both + 3)}
+
+    found = localize_source(
+        PatchNetwork(), make_prototypes(), data.source, maps, title="t", batch=8, scalings=("max", "minmax")
+    )
+    assert list(found.right_iou) == ["low", "high", "low, scaling=minmax", "high, scaling=minmax"]
+    for scaling in ("max", "minmax"):
+        for image, one in enumerate(found.right_iou[scaled_name("low", scaling)]):
+            box = data.source[image]["boxes"][0]
+            expected = [loop_iou(values["low"][image], box, threshold, scaling) for threshold in THRESHOLDS]
+            np.testing.assert_allclose(one, expected, rtol=1e-5)
+    assert (found.right_iou["low"] != found.right_iou["high"]).any()
+    for iou in (found.right_iou, found.wrong_iou):  # what is added to a map is taken away again
+        np.testing.assert_array_equal(iou["low, scaling=minmax"], iou["high, scaling=minmax"])
 
 
 def test_rows_of_a_method_use_the_threshold_of_each_rule(without_type_checks):
@@ -107,13 +136,14 @@ def test_rows_of_a_method_use_the_threshold_of_each_rule(without_type_checks):
     iou[0, low], lifted = 0.5, np.zeros_like(iou)
     lifted[1, high] = 0.7
     passed = types.SimpleNamespace(
-        right_iou={"m": iou, "m" + study.LIFTED: lifted}, wrong_iou={"m": lifted, "m" + study.LIFTED: iou}
+        right_iou={"m": iou, scaled_name("m", "minmax"): lifted},
+        wrong_iou={"m": lifted, scaled_name("m", "minmax"): iou},
     )
     halves = {"m": np.array([[1.0, 0.0], [1.0, 1.0]])}
     pointed = types.SimpleNamespace(
         correlation={"m": np.array([0.25, np.nan])}, pointing=halves, energy=halves, swap={"m": np.array([1.0, 0.5])}
     )
-    tuned = {"m": 0.2, "m" + study.LIFTED: 0.6}
+    tuned = {"m": 0.2, scaled_name("m", "minmax"): 0.6}
     rows = study._method_rows("m", Method("M", None), passed, tuned, pointed)
     assert rows["right"] == [1, 0]
     assert rows["wrong"] == [0, 0]

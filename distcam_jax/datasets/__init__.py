@@ -166,11 +166,20 @@ class _Examples(Sequence):
         return f"{type(self).__name__}({self._records!r}, length={len(self)})"
 
 
+def split_names(split: str) -> list[str]:
+    """The whole splits that a split is made of, one a part.
+
+    Examples:
+        >>> split_names("train[:90%]+validation")
+        ['train', 'validation']
+    """
+    return re.findall(r"(?:^|\+)\s*(\w*)", split)
+
+
 def _check_split(split: str, valid: tuple[str, ...]) -> None:
     """Refuses a split that the data set lacks, before any work is done."""
     wanted = f"one of {', '.join(valid)}, or a part of it such as {valid[0]}[:90%]"
-    names = re.findall(r"(?:^|\+)\s*(\w*)", split)
-    if not set(names) <= set(valid):
+    if not set(split_names(split)) <= set(valid):
         raise ValueError(f"split: got {split!r}, want {wanted}")
     try:
         tfds.core.ReadInstruction.from_spec(split)

@@ -196,8 +196,8 @@ def score_split(
     maps = {name: dataclasses.replace(variant, scaling="max") for name, variant in variants.items()}
     places = {variant: place for place, variant in enumerate(dict.fromkeys(maps.values()))}
     compute = jax.jit(functools.partial(_maps_and_decisions, tuple(places)))
-    protocol = ilsvrc_protocol(network.config.input.image_size)
-    protocols = {scaling: dataclasses.replace(protocol, scaling=scaling) for scaling in ("max", "minmax")}
+    size = network.config.input.image_size
+    protocols = {scaling: ilsvrc_protocol(size, scaling=scaling) for scaling in ("max", "minmax")}
 
     def launch(batch):
         true, index = position[batch["label"]], batch["index"]

@@ -13,15 +13,15 @@ from tqdm import tqdm
 from distcam_jax import runs, training
 from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators import figures
-from distcam_jax.evaluators.explain import (
-    MapFunction,
-    bind_methods,
-    choose_methods,
-    collect_samples,
-    present_classes,
-)
+from distcam_jax.evaluators.explain import bind_methods, choose_methods, collect_samples
 from distcam_jax.evaluators.faithfulness import faithfulness
-from distcam_jax.evaluators.localize import Localization, localize_source, threshold_index, tune_thresholds
+from distcam_jax.evaluators.localize import (
+    Localization,
+    localize_source,
+    scaled_name,
+    threshold_index,
+    tune_thresholds,
+)
 from distcam_jax.evaluators.network import Network, load_network, network_prototypes
 from distcam_jax.evaluators.pieces import Pieces
 from distcam_jax.evaluators.provenance import provenance, write_text
@@ -31,6 +31,7 @@ from distcam_jax.evaluators.tables import figure_cell
 from distcam_jax.input_pipeline import Rows
 from distcam_jax.mahalanobis import within_class_precision
 from distcam_jax.methods import Method, margin_maps
+from distcam_jax.methods.margins import EVIDENCE_NEEDS
 from distcam_jax.prototypes import Prototypes
 from distcam_jax.report import Column, Row, Table, format_table
 
@@ -38,7 +39,7 @@ IOU = figures.IOU
 PAIR_MEASURES = ("pointing", "energy", "swap")
 RIGHT, WRONG = ("right", "right_minmax"), ("wrong", "wrong_minmax")
 DIFFERENCES = (*RIGHT, "pointing")
-LIFTED = ", from the minimum"
+SCALINGS = ("max", "minmax")
 
 
 def explanations(config: ml_collections.ConfigDict, output: str | Path) -> dict:
@@ -87,7 +88,7 @@ def study_methods(options: ml_collections.ConfigDict, network: Network) -> dict[
     for given in options.margins:
         values = dict(given)
         name = values.pop("name")
-        needs = ("whitening",) if values.get("evidence") == "whitened" else ()
+        needs = EVIDENCE_NEEDS.get(values.get("evidence", ""), ())
         margins[name] = Method(name, functools.partial(margin_maps, **values), needs)
     return chosen | margins
 
@@ -106,7 +107,7 @@ def _measure(config, network: Network, prototypes: Prototypes, data: Dataset) ->
     for split, source in splits.items():
         title = f"{split} of {network.name}"
         passes[split] = localize_source(
-            network, prototypes, source, with_lifted(maps), title=title, batch=options.batch, seed=config.seed
+            network, prototypes, source, maps, title=title, batch=options.batch, scalings=SCALINGS, seed=config.seed
         )
     tuned = tune_thresholds(passes["tune"])
     labels = sorted({int(label) for label in passes["eval"].labels})
@@ -139,28 +140,17 @@ def measure_whitening(config: ml_collections.ConfigDict, network: Network, proto
     options, source = config.evaluate, training.load_split(network.config, "train").source
     drawn = {"batch": options.batch, "per_class": options.whitening_samples, "seed": config.seed}
     samples = collect_samples(network, source, **drawn)
-    present, position = present_classes(prototypes)
-    kept = prototypes.counts[samples.labels] > 0
-    labels = position[samples.labels[kept]]
+    kept = np.flatnonzero(prototypes.counts[samples.labels])
     return within_class_precision(
-        samples.embeddings[kept], labels, prototypes.prototypes[present], ridge=options.whitening_ridge
+        samples.embeddings[kept], samples.labels[kept], prototypes.prototypes, ridge=options.whitening_ridge
     )
-
-
-def with_lifted(maps: MapFunction) -> MapFunction:
-    """The maps, and beside each the same less its own minimum, which a scaling from minimum to maximum begins with."""
-
-    def both(features, classes):
-        values = maps(features, classes)
-        return values | {name + LIFTED: value - value.min(axis=(2, 3), keepdims=True) for name, value in values.items()}
-
-    return both
 
 
 def _method_rows(name: str, method: Method, measured: Localization, tuned: dict[str, float], pointed) -> dict:
     """What one method found: image by image whether its box is right, pair by pair where it points."""
     rows: dict = {"title": method.title, "asks": method.asks}
-    for suffix, map_name in (("", name), ("_minmax", name + LIFTED)):
+    for suffix, scaling in zip(("", "_minmax"), SCALINGS, strict=True):
+        map_name = scaled_name(name, scaling)
         at = threshold_index(tuned[map_name])
         rows["threshold" + suffix] = tuned[map_name]
         rows["right" + suffix] = (measured.right_iou[map_name][:, at] >= IOU).astype(int).tolist()
@@ -209,7 +199,7 @@ def summarize(measured: dict[str, dict], **bootstrap) -> dict:
         networks[network] = {
             "images": result["images"],
             "nearest_prototype_top1": _figure(result["top1"], **bootstrap),
-            "boxes": {name: _figure(values, **bootstrap) for name, values in result.get("boxes", {}).items()},
+            "boxes": {name: _figure(values, **bootstrap) for name, values in result["boxes"].items()},
             "methods": by_method,
         }
     differences = []

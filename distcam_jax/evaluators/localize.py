@@ -24,9 +24,19 @@ DEFAULT_THRESHOLD = 0.2
 _PENDING = 64  # batches of one method's maps that may wait for their boxes; a map of 14 x 14 has 784 bytes
 
 
-def ilsvrc_protocol(image_size: int) -> Protocol:
+def ilsvrc_protocol(image_size: int, *, scaling: str = "max") -> Protocol:
     """The `ilsvrc` protocol at the network's input size, with every threshold of `THRESHOLDS`."""
-    return dataclasses.replace(PROTOCOLS["ilsvrc"], thresholds=THRESHOLDS, input_size=image_size)
+    return dataclasses.replace(PROTOCOLS["ilsvrc"], thresholds=THRESHOLDS, input_size=image_size, scaling=scaling)
+
+
+def scaled_name(method: str, scaling: str) -> str:
+    """The name in `Localization` of a method whose maps were scaled otherwise than the protocol does.
+
+    Examples:
+        >>> scaled_name("cam", "max"), scaled_name("cam", "minmax")
+        ('cam', 'cam, scaling=minmax')
+    """
+    return method if scaling == PROTOCOLS["ilsvrc"].scaling else f"{method}, scaling={scaling}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +90,7 @@ def localize_source(
     title: str,
     batch: int,
     protocols: Sequence[str] = (),
+    scalings: Sequence[str] = ("max",),
     seed: int = 0,
 ) -> Localization:
     """`localize` over a whole source, with a progress bar.
@@ -92,6 +103,7 @@ def localize_source(
         title: of the bar.
         batch: images a step.
         protocols: as there.
+        scalings: as there.
         seed: as there.
 
     Returns:
@@ -99,7 +111,7 @@ def localize_source(
     """
     batches = network.batches(source, batch=batch)
     batches = tqdm(batches, title, len(batches), unit="batch", leave=False)
-    return localize(network, prototypes, batches, maps, protocols=protocols, seed=seed)
+    return localize(network, prototypes, batches, maps, protocols=protocols, scalings=scalings, seed=seed)
 
 
 def wrong_classes(labels: np.ndarray, index: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
@@ -130,6 +142,7 @@ def localize(
     maps: MapFunction,
     *,
     protocols: Sequence[str] = (),
+    scalings: Sequence[str] = ("max",),
     seed: int = 0,
 ) -> Localization:
     """Runs a network over a split and scores the heatmaps of every method.
@@ -142,6 +155,8 @@ def localize(
         batches: of `Network.batches`, with boxes.
         maps: of `bind_methods`.
         protocols: of `distcam_jax.localization.PROTOCOLS`, scored beside `ilsvrc` for the map of the true class.
+        scalings: of a map before the threshold of `ilsvrc`: "max" as the protocol has it, "minmax" from its minimum;
+            the boxes of each stand under `scaled_name`.
         seed: of the wrong classes.
 
     Returns:
@@ -151,7 +166,7 @@ def localize(
     Raises:
         ValueError: when no image is left.
     """
-    ilsvrc = ilsvrc_protocol(network.config.input.image_size)
+    rules = {scaling: ilsvrc_protocol(network.config.input.image_size, scaling=scaling) for scaling in scalings}
     present, position = present_classes(prototypes)
     rows = []
 
@@ -175,8 +190,14 @@ def localize(
                 "wrong": wrong[real],
                 "decisions": {name: ranked[real] for name, ranked in decisions.items()},
                 "distances": distances.min(axis=1)[real],
-                "right_iou": {n: pool.submit(m[:, 0], truth, sizes, ilsvrc) for n, m in heatmaps.items()},
-                "wrong_iou": {n: pool.submit(m[:, 1], truth, sizes, ilsvrc) for n, m in heatmaps.items()},
+                **{
+                    kind: {
+                        scaled_name(n, scaling): pool.submit(m[:, asked], truth, sizes, rule)
+                        for scaling, rule in rules.items()
+                        for n, m in heatmaps.items()
+                    }
+                    for asked, kind in enumerate(("right_iou", "wrong_iou"))
+                },
                 "box_iou": {
                     "center_box": baseline_iou(center_box(sizes), truth),
                     "whole_image": baseline_iou(whole_image_box(sizes), truth),

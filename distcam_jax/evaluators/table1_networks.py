@@ -99,8 +99,9 @@ def _check_options(config) -> None:
         if name not in options.methods:
             role = "is a baseline of the table" if name == "uniform" else "the table is about"
             raise ValueError(f"config.evaluate.methods must hold {name}, which {role}")
+    flat = runs.flatten(config.to_dict())
     for name, least in _LEAST.items():
-        value = runs.flatten(config.to_dict())[name]
+        value = flat[name]
         if value < least:
             raise ValueError(f"config.{name} must be {'positive' if least else '0 or more'}, got {value}")
     try:

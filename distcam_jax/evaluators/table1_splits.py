@@ -1,6 +1,5 @@
 """Which images the paper's table may use for what: thresholds and prototypes come from others than those reported."""
 
-import re
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
@@ -8,7 +7,7 @@ import ml_collections
 import numpy as np
 from tensorflow_datasets.core import ReadInstruction
 
-from distcam_jax.datasets import load_dataset
+from distcam_jax.datasets import load_dataset, split_names
 from distcam_jax.evaluators.table1_networks import Given
 
 
@@ -28,8 +27,8 @@ def check_splits(config: ml_collections.ConfigDict, given: Sequence[Given]) -> N
     for one in given:
         role = "config.input.train_split is" if one.kind == "weights" else f"{one.name} is trained on"
         used.append((role, one.config.input.train_split))
-    names = re.findall(r"(?:^|\+)\s*(\w+)", "+".join([reported, *(split for _, split in used)]))
-    sizes = {name: len(load_dataset(split=name, **config.data).source) for name in set(names)}
+    names = {name for split in (reported, *(split for _, split in used)) for name in split_names(split)}
+    sizes = {name: len(load_dataset(split=name, **config.data).source) for name in names}
     for role, split in used:
         count = shared_images(split, reported, sizes)
         if count:

@@ -19,7 +19,7 @@ from distcam_jax.methods.maps import (
     transfer_maps,
     uniform_maps,
 )
-from distcam_jax.methods.margins import margin_maps
+from distcam_jax.methods.margins import EVIDENCE_NEEDS, margin_maps
 from distcam_jax.methods.similarities import AnyArray
 
 
@@ -105,7 +105,9 @@ METHODS: dict[str, Method] = {
     "contrastive": Method("contrastive Dist-CAM", contrastive_maps),
     "intersection": Method("intersection CAM", margin_maps),
     "mahalanobis": Method(
-        "Mahalanobis CAM", _part(margin_maps, evidence="whitened", temperature=DEFAULT_TEMPERATURE), ("whitening",)
+        "Mahalanobis CAM",
+        _part(margin_maps, evidence="whitened", temperature=DEFAULT_TEMPERATURE),
+        EVIDENCE_NEEDS["whitened"],
     ),
     "uniform": Method("uniform weights", uniform_maps, asks=False),
     "energy": Method("energy", energy_maps, asks=False),

@@ -10,19 +10,20 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from distcam_jax.cam import HIGHEST, channel_distances, global_average_pool
-from distcam_jax.intersection import rival_probabilities, shared_activation
+from distcam_jax.intersection import rivals_of, shared_activation
 from distcam_jax.methods.context import Context
 from distcam_jax.methods.maps import each_image, weighted
 from distcam_jax.methods.similarities import AnyArray, chosen
 
-# Of a pooled feature q [k], a prototype P [..., k] and a whitening [k, k]: what channel k says for the class.
+# Of a pooled feature q [k] and a prototype P [..., k], what channel k says for the prototype's class.
 EVIDENCE: dict[str, Callable] = {
-    "intersection": lambda q, p, _: jnp.sign(q) * shared_activation(q, p),
-    "distance": lambda q, p, _: -channel_distances(q, p),
-    "gradient": lambda q, p, _: jnp.sign(p - q),
-    "difference": lambda q, p, _: p,
-    "whitened": lambda q, p, whitening: jnp.matmul(p, whitening, precision=HIGHEST),
+    "intersection": lambda q, p: jnp.sign(q) * shared_activation(q, p),
+    "distance": lambda q, p: -channel_distances(q, p),
+    "gradient": lambda q, p: jnp.sign(p - q),
+    "difference": lambda q, p: p,
+    "whitened": lambda q, p: p,  # the whitening is linear, so it comes last, for the asked classes alone
 }
+EVIDENCE_NEEDS = {"whitened": ("whitening",)}  # of the context
 
 
 @functools.partial(jax.jit, static_argnames=("evidence", "temperature", "uniform", "base", "spread", "precision"))
@@ -67,24 +68,19 @@ def margin_maps(
         >>> margin_maps(np.array([[[[1.0, 8.0], [3.0, 0.0]]]]), context).tolist()  # shares 1, 1 and 1, 0
         [[[[4.0, 0.0]]]]
     """
-    of_class = chosen(EVIDENCE, evidence=evidence)
-    if evidence == "whitened":
-        context.require(("whitening",), "margin_maps")
+    measure = chosen(EVIDENCE, evidence=evidence)
+    context.require(EVIDENCE_NEEDS.get(evidence, ()), "margin_maps")
 
     def maps_of(image, rows, context):
         pooled, prototypes = global_average_pool(image), context.prototypes
-        measure = functools.partial(_evidence, of_class, context.whitening)
-        distances = jnp.sum(channel_distances(pooled, prototypes), axis=-1)
-        rivals = rival_probabilities(distances, temperature=temperature, uniform=uniform)
+        rivals = rivals_of(pooled, prototypes, temperature=temperature, uniform=uniform)
         common = jnp.einsum("c,ck->k", rivals, measure(pooled, prototypes), precision=HIGHEST)
         weights = measure(pooled, rows) - (1 - float(base)) * common
+        if evidence == "whitened":
+            weights = jnp.matmul(weights, context.whitening, precision=HIGHEST)
         if spread:
             deviation = jnp.std(prototypes, axis=0)
             weights = weights / (deviation + 1e-3 * jnp.mean(deviation) + jnp.finfo(weights.dtype).tiny)
         return weighted(image, weights, precision)
 
     return each_image("margin_maps", features, context, "prototypes", maps_of, context.prototypes.size)
-
-
-def _evidence(of_class, whitening, pooled, prototypes):
-    return of_class(pooled, prototypes, whitening)
