@@ -116,18 +116,16 @@ def test_fit_writes_checkpoints_that_later_steps_do_not_touch(tmp_path):
     chex.assert_trees_all_equal(jax.device_get(training.fit(config, tmp_path)), jax.device_get(whole))
 
 
-def test_fit_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
-    times = int(os.environ.get("DISTCAM_KILLS", "8"))
+def test_fit_killed_at_twenty_random_moments_ends_with_the_same_bits(tmp_path):
     changes = environment(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"))
-    for name, kills in (("whole", 0), ("killed", times)):
+    for name, kills in (("whole", 0), ("killed", 20)):
         command = [sys.executable, "-m", "tests.killed_run", str(tmp_path / name), str(kills), "0"]
         done = subprocess.run(command, cwd=ROOT, env=changes, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     seen = [int(line) for line in done.stdout.split()]
-    assert len(seen) == times
+    assert len(seen) == 20
     assert seen == sorted(seen)
-    if times >= 20:  # few kills may all come after a checkpoint
-        assert any(a == b for a, b in itertools.pairwise(seen)), "no kill came before a checkpoint"
+    assert any(a == b for a, b in itertools.pairwise(seen)), "no kill came before a checkpoint"
     config = killed_config()
     assert steps_in(tmp_path / "killed") == steps_in(tmp_path / "whole") == [148, 150]
     chex.assert_trees_all_equal(restored(config, tmp_path / "killed"), restored(config, tmp_path / "whole"))
