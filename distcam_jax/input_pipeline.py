@@ -11,13 +11,14 @@ and resizing let go of Python's lock, so that threads (`num_workers=0`) keep a f
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
 from distcam_jax.augmentations import augment, check_augmentation
 from distcam_jax.decoding import Part, Rows, Source, decode_image, read_example
+from distcam_jax.episodes import EpisodeSampler
 from distcam_jax.geometry import (
     center_crop,
     check_size,
@@ -29,7 +30,9 @@ from distcam_jax.geometry import (
 from distcam_jax.reading import Reader, Running
 
 __all__ = [
+    "EpisodeSampler",
     "EvalBatches",
+    "Order",
     "Part",
     "Rows",
     "Source",
@@ -51,6 +54,28 @@ Batch = dict[str, np.ndarray]
 Example = dict[str, Any]
 
 
+@runtime_checkable
+class Order(Protocol):
+    """An endless order of a source's rows, in an object that can be pickled, such as `EpisodeSampler`.
+
+    Attributes:
+      identity: what it rests on besides seed and source, as integers by name.
+    """
+
+    @property
+    def identity(self) -> Mapping[str, int]:
+        """What it rests on."""
+        ...
+
+    def __len__(self) -> int:
+        """Returns a number that no training reaches."""
+        ...
+
+    def __getitem__(self, place: int, /) -> int:
+        """Returns the row at a place."""
+        ...
+
+
 def make_train_iterator(
     source: Source,
     *,
@@ -58,6 +83,7 @@ def make_train_iterator(
     image_size: int | tuple[int, int],
     seed: int,
     augmentation: Mapping[str, Any] | None,
+    order: Order | None = None,
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -81,6 +107,7 @@ def make_train_iterator(
       seed: non-negative; decides order and augmentation.
       augmentation: plain values such as `dict(kind="random_resized_crop", scale=(0.35, 1.0), flip=True)`, with colour
         jitter and random erasing where wanted, see `distcam_jax.augmentations.augment`; None resizes straight.
+      order: the rows in the order in which they are read, such as an `EpisodeSampler`; None is the permutations above.
       num_workers: worker processes; 0 reads in threads of this process.
       process_index: this process's number among those that train together.
       process_count: how many processes train together.
@@ -114,24 +141,24 @@ def make_train_iterator(
     # the number of steps before the shuffle changes.
     shuffle_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
     read = functools.partial(_read_train_example, source=source, size=size, augmentation=options)
-    batches = (
-        grain.MapDataset.range(len(source))
-        .shuffle(seed=shuffle_seed)
-        .repeat()
-        .random_map(read, seed=augment_seed)
-        # Without `drop_remainder` Grain rounds the length of the endless stream up, beyond what an index can hold.
-        .batch(batch_size, drop_remainder=True)[process_index::process_count]
-    )
+    rows = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
+    if order is not None:
+        rows = grain.MapDataset.source(order)
+    # Without `drop_remainder` Grain rounds the length of the endless stream up, beyond what an index can hold.
+    batches = rows.random_map(read, seed=augment_seed).batch(batch_size, drop_remainder=True)
+    batches = batches[process_index::process_count]
     identity = {"seed": int(seed), "num_examples": len(source), "global_batch_size": batch_size * process_count}
+    identity |= {} if order is None else order.identity
     return TrainIterator(Reader(num_workers, num_threads, prefetch), batches, identity)
 
 
 class TrainIterator(grain.DatasetIterator):
     """Endless training batches whose position can be saved and restored; made by `make_train_iterator`.
 
-    The state is a dict of four integers (`next_batch`, `seed`, `num_examples`, `global_batch_size`): it can be written
-    as JSON, is the same on every process, and may be restored with another number of workers or threads, or of
-    processes if the global batch stays the same. Grain's checkpoint handler takes the iterator as it is.
+    The state is a dict of integers (`next_batch`, `seed`, `num_examples`, `global_batch_size`, and what an order of its
+    own rests on): it can be written as JSON, is the same on every process, and may be restored with another number of
+    workers or threads, or of processes if the global batch stays the same. Grain's checkpoint handler takes the
+    iterator as it is.
     """
 
     def __init__(self, reader: Reader, batches: grain.MapDataset, identity: dict[str, int]):

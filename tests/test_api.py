@@ -28,12 +28,22 @@ LEVELS = {
         "specificity",
         "statistics",
     },
-    1: {"models", "datasets", "input_pipeline", "augmentations", "decoding", "geometry", "photometric", "reading"},
+    1: {
+        "models",
+        "datasets",
+        "input_pipeline",
+        "augmentations",
+        "decoding",
+        "episodes",
+        "geometry",
+        "photometric",
+        "reading",
+    },
     2: {"checkpoints", "prototypes", "runs", "scripts", "training", "evaluators", "report"},
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
 HEAVY = {"flax", "grain", "orbax", "tensorflow_datasets", "tensorflow", "torch", "sklearn", "matplotlib"}
-DATA = {"datasets", "input_pipeline", "augmentations", "decoding", "geometry", "photometric", "reading"}
+DATA = {"datasets", "input_pipeline", "augmentations", "decoding", "episodes", "geometry", "photometric", "reading"}
 PUBLIC = {
     "distcam_jax": distcam_jax.__all__,
     "distcam_jax.losses": ["proxy_nca", "batch_hard_triplet", "nt_xent", "multi_similarity", "arcface_logits"],
