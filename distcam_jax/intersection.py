@@ -37,6 +37,7 @@ from jaxtyping import Array, Float
 
 from distcam_jax.cam import HIGHEST, AnyArray, _class_maps, channel_distances
 from distcam_jax.checks import working_arrays
+from distcam_jax.losses.arguments import check_between
 
 
 def shared_activation(query: Float[AnyArray, "... k"], reference: Float[AnyArray, "... k"]) -> Float[Array, "... k"]:
@@ -95,7 +96,7 @@ def rival_probabilities(
     (distances,) = working_arrays(distances=(distances, "... c"))
     if not isinstance(temperature, float | int | np.floating | np.integer) or not temperature > 0:
         raise ValueError(f"temperature: want a positive number, got {temperature!r}")
-    _check_share(uniform=uniform)
+    check_between(0, 1, uniform=uniform)
     if math.isinf(temperature):
         return jnp.full_like(distances, 1 / distances.shape[-1])
     distances = distances - jnp.min(distances, axis=-1, keepdims=True)
@@ -168,7 +169,7 @@ def intersection_weights(
         [[1.0, 0.25], [0.0, 1.0]]
     """
     query, prototypes = working_arrays(query=(query, "... k"), prototypes=(prototypes, "c k"))
-    _check_share(base=base)
+    check_between(0, 1, base=base)
     shares = shared_activation(query[..., None, :], prototypes)
     rivals = rivals_of(query, prototypes, temperature=temperature)
     common = jnp.einsum("...c,...ck->...k", rivals, shares, precision=HIGHEST)
@@ -212,9 +213,3 @@ def intersection_cam(
         return intersection_weights(pooled, prototypes, temperature=temperature, base=base)
 
     return _class_maps(features, prototypes, weigh, precision, batch_size)
-
-
-def _check_share(**argument) -> None:
-    for name, value in argument.items():
-        if not isinstance(value, float | int | np.floating | np.integer) or not 0 <= value <= 1:
-            raise ValueError(f"{name}: want a number in [0, 1], got {value!r}")

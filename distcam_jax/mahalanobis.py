@@ -11,9 +11,9 @@ So against rivals weighted by π, `Σ_{c'} π_{c'} = 1`, the margin is linear in
     Σ_{c'} π_{c'} d²(q, P^{c'}) / 2 − d²(q, P^c) / 2 = constant + GAP(Σ_k w_k^c Q_k)
     w^c = A (P^c − Σ_{c'} π_{c'} P^{c'})
 
-The map `M^c = Σ_k w_k^c Q_k` is the margin, up to constants, divided over the places: what CAM is to a linear layer,
-without the layer. With all classes as equal rivals, w are the weights of linear discriminant analysis, the same for
-every image; with near rivals they are each image's own.
+The map `M^c = Σ_k w_k^c Q_k` is the margin, up to that constant, divided over the places: what CAM is to a linear
+layer, without the layer. With all classes as equal rivals, the constant is the class's, and w are the weights of linear
+discriminant analysis, the same for every image; with near rivals both are each image's own.
 
 Conventions are those of `distcam_jax.cam`. The decision explained is that of the nearest prototype by this distance,
 not by L1.
@@ -57,7 +57,7 @@ def within_class_precision(
 
     Raises:
         ValueError: shapes do not fit, labels outside the prototypes, no spread at all, values that are not finite,
-            ridge not positive.
+            ridge not positive, a spread so small or large that float32 cannot hold the inverse.
 
     Examples:
         >>> samples = np.array([[0.0, 1.0], [2.0, 1.0], [5.0, 5.0], [5.0, 5.0]])
@@ -71,7 +71,7 @@ def within_class_precision(
         raise ValueError(f"samples, prototypes: want axes [n k] and [c k], got {samples.shape} and {prototypes.shape}")
     if labels.min() < 0 or labels.max() >= len(prototypes):
         raise ValueError(f"labels: want 0 to {len(prototypes) - 1}, got {labels.min()} to {labels.max()}")
-    if not 0 < ridge < math.inf:
+    if not isinstance(ridge, float | int | np.floating | np.integer) or not 0 < ridge < math.inf:
         raise ValueError(f"ridge: want a positive number, got {ridge!r}")
     centred = samples - prototypes[labels]
     covariance = centred.T @ centred / len(centred)
@@ -79,7 +79,11 @@ def within_class_precision(
     if not 0 < mean < math.inf:
         raise ValueError(f"samples: want finite values that differ from their prototypes, mean variance is {mean}")
     precision = np.linalg.inv(covariance + ridge * mean * np.eye(len(covariance)))
-    return ((precision + precision.T) / 2).astype(np.float32)
+    with np.errstate(over="ignore"):
+        precision = ((precision + precision.T) / 2).astype(np.float32)
+    if not np.isfinite(precision).all() or not (np.diagonal(precision) > 0).all():
+        raise ValueError(f"samples: float32 cannot hold the inverse of mean variance {mean:.3g} with ridge {ridge}")
+    return precision
 
 
 def mahalanobis_weights(

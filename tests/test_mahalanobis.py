@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from distcam_jax.mahalanobis import mahalanobis_cam, mahalanobis_weights, within_class_precision
 from distcam_jax.methods import Context, margin_maps
@@ -81,6 +82,31 @@ def test_mahalanobis_cam_works_under_transformations():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("temperature", [2.0, math.inf])
+def test_mahalanobis_cam_of_a_nan_image_spoils_its_own_map_alone(temperature):
+    features, prototypes, precision = scene()
+    expected = np.asarray(mahalanobis_cam(features, prototypes, precision, temperature=temperature))
+    features[1, 2, 0, 3] = np.nan
+    maps = np.asarray(mahalanobis_cam(features, prototypes, precision, temperature=temperature))
+    assert np.isnan(maps[1]).any()
+    np.testing.assert_array_equal(maps[[0, 2]], expected[[0, 2]])
+
+
+def test_mahalanobis_cam_is_zero_where_there_is_nothing_to_tell():
+    features, prototypes, precision = scene()
+    alike = np.repeat(prototypes[:1], 3, axis=0)
+    for given in ((0 * features, prototypes), (features, prototypes[:1]), (features, alike)):
+        np.testing.assert_allclose(mahalanobis_cam(*given, precision), 0, atol=1e-5)
+
+
+def test_mahalanobis_cam_computes_bfloat16_in_float32():
+    features, prototypes, precision = scene()
+    features = jnp.asarray(features, jnp.bfloat16)
+    maps = mahalanobis_cam(features, prototypes, precision)
+    assert maps.dtype == jnp.float32
+    np.testing.assert_array_equal(maps, mahalanobis_cam(np.asarray(features, np.float32), prototypes, precision))
+
+
 def test_mahalanobis_weights_refuse_what_does_not_fit(without_type_checks):
     features, prototypes, precision = scene()
     pooled = features.mean(axis=(1, 2))
@@ -113,8 +139,11 @@ def test_within_class_precision_inverts_the_loop_over_samples():
         ({"labels": np.array([0, 2])}, "labels: want 0 to 1, got 0 to 2"),
         ({"ridge": 0.0}, "ridge: want a positive number, got 0.0"),
         ({"ridge": math.nan}, "ridge: want a positive number, got nan"),
+        ({"ridge": "1"}, "ridge: want a positive number, got '1'"),
         ({"samples": np.array([[math.nan, 1.0], [1.0, 1.0]])}, "samples: want finite values .* variance is nan"),
         ({"samples": np.ones((2, 2))}, "samples: want finite values .* variance is 0.0"),
+        ({"samples": 1e-25 * np.eye(2), "prototypes": np.zeros((2, 2))}, "float32 cannot hold the inverse of mean"),
+        ({"samples": 1e25 * np.eye(2)}, "float32 cannot hold the inverse of mean variance 5e[+]49 with ridge 1.0"),
     ],
     ids=str,
 )

@@ -66,6 +66,22 @@ def test_margin_maps_name_an_unknown_measure_of_evidence():
         margin_maps(*scene(), evidence="hearsay")
 
 
+@pytest.mark.parametrize("base", [-0.1, 1.5, math.nan])
+def test_margin_maps_refuse_a_base_that_is_no_share(base):
+    with pytest.raises(ValueError, match=rf"base: want a number in \[0, 1\], got {base}"):
+        margin_maps(*scene(), base=base)
+
+
+@pytest.mark.parametrize("evidence", ["intersection", "distance", "gradient", "difference", "whitened"])
+def test_margin_maps_of_a_nan_image_spoil_its_own_map_alone(evidence):
+    features, context = scene()
+    expected = np.asarray(margin_maps(features, context, evidence=evidence, temperature=2.0))
+    features[0, 1, 1, 2] = np.nan
+    maps = np.asarray(margin_maps(features, context, evidence=evidence, temperature=2.0))
+    assert np.isnan(maps[0]).any()
+    np.testing.assert_array_equal(maps[1], expected[1])
+
+
 def test_margin_maps_of_whitened_evidence_name_what_the_context_lacks():
     features, context = scene()
     with pytest.raises(ValueError, match=r"margin_maps: wants context.whitening, which is None"):

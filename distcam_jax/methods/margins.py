@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from distcam_jax.cam import HIGHEST, channel_distances, global_average_pool
 from distcam_jax.intersection import rivals_of, shared_activation
+from distcam_jax.losses.arguments import check_between
 from distcam_jax.methods.context import Context
 from distcam_jax.methods.maps import each_image, weighted
 from distcam_jax.methods.similarities import AnyArray, chosen
@@ -60,7 +61,8 @@ def margin_maps(
         Maps `[b, m, h, w]` of either sign.
 
     Raises:
-        ValueError: as the functions named, an unknown measure of evidence, or a context without what it needs.
+        ValueError: as the functions named, an unknown measure of evidence, base outside [0, 1], or a context without
+            what it needs.
 
     Examples:
         >>> import numpy as np
@@ -69,6 +71,7 @@ def margin_maps(
         [[[[4.0, 0.0]]]]
     """
     measure = chosen(EVIDENCE, evidence=evidence)
+    check_between(0, 1, base=base)
     context.require(EVIDENCE_NEEDS.get(evidence, ()), "margin_maps")
 
     def maps_of(image, rows, context):
