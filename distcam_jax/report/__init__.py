@@ -5,6 +5,7 @@ themselves, from tables, an explorer, sections of cases and comparisons with cla
 """
 
 from distcam_jax.report.build import write_report
+from distcam_jax.report.episodes import Episode, EpisodeQuery
 from distcam_jax.report.explorer import Explorer, ExplorerImage, ExplorerMethod
 from distcam_jax.report.figures import save_figure
 from distcam_jax.report.overlays import draw_boxes, has_heat, overlay_heatmap
@@ -17,6 +18,8 @@ __all__ = [
     "Column",
     "Comparison",
     "ComparisonRow",
+    "Episode",
+    "EpisodeQuery",
     "Explorer",
     "ExplorerImage",
     "ExplorerMethod",

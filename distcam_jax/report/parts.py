@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Num, Shaped
 
+from distcam_jax.report.episodes import Episode
 from distcam_jax.report.explorer import Explorer
 from distcam_jax.report.tables import Table
 
@@ -185,6 +186,7 @@ class Report:
         alpha: weight of the heatmaps' colours over the images, 0 to 1.
         colormap: name of a matplotlib colour map.
         explorer: images, classes, methods and thresholds to choose from in the browser, or None.
+        episodes: few-shot episodes, between comparisons and sections.
 
     Example:
         >>> Report("Dist-CAM", subtitle="ResNet-50").sections
@@ -200,3 +202,4 @@ class Report:
     alpha: float = 0.5
     colormap: str = "turbo"
     explorer: Explorer | None = None
+    episodes: Sequence[Episode] = ()
