@@ -85,13 +85,15 @@ class Episode:
         text: a sentence below the heading.
         class_names: the columns; ways of them.
         supports: for each class its support images, at least one.
-        queries: all queries of the episode, each with maps of the same methods in the same order.
+        queries: of the episode, each with maps of the same methods in the same order.
         score_name: what the scores are, such as "L1 distance" or "cosine".
         shared_scale: whether the maps of a query by one method are divided by the largest value of them all, so that
             they can be compared, and not each by its own.
         support_heatmaps: for each method, under its title, a map `[h, w]` of every support image for its own class, as
             `supports` lists them; each is divided by its own maximum.
         max_queries: how many queries are shown at most, the first of `order`; all count.
+        counts: how many queries of the episode are wrong, and how many there are, where `queries` holds only some of
+            them; counted from `queries` where None.
 
     Raises:
         ValueError: naming the field, where lengths do not fit, something is empty, or queries differ in their methods.
@@ -100,8 +102,8 @@ class Episode:
         >>> image = np.zeros((84, 84, 3))
         >>> queries = [EpisodeQuery(image, {"Dist-CAM": np.ones((2, 5, 5))}, [3.0, 5.0], 0, true) for true in (0, 1)]
         >>> episode = Episode("Episode 0", "", ["cat", "dog"], [[image], [image]], queries)
-        >>> episode.methods, episode.wrong, episode.order
-        (['Dist-CAM'], 1, [1, 0])
+        >>> episode.methods, episode.wrong, episode.total, episode.order
+        (['Dist-CAM'], 1, 2, [1, 0])
     """
 
     title: str
@@ -113,6 +115,7 @@ class Episode:
     shared_scale: bool = True
     support_heatmaps: Mapping[str, Sequence[Maps] | Shaped[np.ndarray, "_ _ _ _"]] | None = None
     max_queries: int = 15
+    counts: tuple[int, int] | None = None
 
     def __post_init__(self):
         ways = len(self.class_names)
@@ -145,6 +148,13 @@ class Episode:
                     f"queries must have maps of the same methods: got {self.methods}, and {list(query.heatmaps)} at "
                     f"index {index}"
                 )
+        wrong, right = self.wrong, self.total - self.wrong
+        given = sum(not query.correct for query in self.queries)
+        if wrong < given or right < len(self.queries) - given:
+            raise ValueError(
+                f"counts must be the wrong and all queries of the episode: got {self.counts} for {len(self.queries)} "
+                f"queries, {given} of them wrong"
+            )
 
     def _check_support_heatmaps(self, ways: int) -> None:
         wanted = [len(images) for images in self.supports]
@@ -166,12 +176,17 @@ class Episode:
 
     @property
     def wrong(self) -> int:
-        """How many of all queries were given to a class that is not theirs."""
-        return sum(not query.correct for query in self.queries)
+        """How many queries of the episode were given to a class that is not theirs."""
+        return sum(not query.correct for query in self.queries) if self.counts is None else self.counts[0]
+
+    @property
+    def total(self) -> int:
+        """How many queries the episode has."""
+        return len(self.queries) if self.counts is None else self.counts[1]
 
     @property
     def order(self) -> list[int]:
-        """Positions of all queries in the order in which they are shown.
+        """Positions in `queries`, in the order in which they are shown.
 
         Failures first; within the wrong and the right ones the narrowest decision first (see `EpisodeQuery.gap`), and
         equal ones as they are given.
