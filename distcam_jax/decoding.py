@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
@@ -134,6 +134,22 @@ def read_example(source: Source, index: int) -> tuple[UInt8[np.ndarray, "h w 3"]
     label = _check_label(example["label"], name)
     boxes = _check_boxes(example.get("boxes"), name)
     return decode_image(encoded, name), label, boxes, name
+
+
+def read_labels(source: Source) -> Int[np.ndarray, " n"]:
+    """The classes of all examples; reads each of them once, and decodes no image.
+
+    Args:
+      source: the examples, see `Source`.
+
+    Returns:
+      Labels `[n]`.
+
+    Examples:
+      >>> read_labels([{"image": b"", "label": 7}, {"image": b"", "label": 3}]).tolist()
+      [7, 3]
+    """
+    return np.array([source[index]["label"] for index in range(len(source))])
 
 
 def _check_label(label: Any, name: str) -> int:

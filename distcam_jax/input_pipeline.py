@@ -17,7 +17,7 @@ import grain
 import numpy as np
 
 from distcam_jax.augmentations import augment, check_augmentation
-from distcam_jax.decoding import Part, Rows, Source, decode_image, read_example
+from distcam_jax.decoding import Part, Rows, Source, decode_image, read_example, read_labels
 from distcam_jax.episodes import EpisodeSampler
 from distcam_jax.geometry import (
     center_crop,
@@ -44,6 +44,7 @@ __all__ = [
     "make_train_iterator",
     "pad_and_crop",
     "random_resized_crop",
+    "read_labels",
     "resize_image",
 ]
 

@@ -104,6 +104,30 @@ def test_localization_figures_are_those_counted_by_hand():
     assert value["whole_image", "tuned", "top1_error"] == 1.0
     assert value["wrong_prototype", "default", "top1_error"] == 0.75
     assert ("uniform", "default", "wrong_class_gt_known") not in value
+    assert not any("from_minimum" in row for row in found.values())  # it was not measured
+
+
+def test_localization_figures_from_the_minimum_have_boxes_and_a_threshold_of_their_own():
+    measured = measured_by_hand()
+    lifted, wrong = np.zeros((4, len(THRESHOLDS))), np.zeros((4, len(THRESHOLDS)))
+    lifted[:3, threshold_index(0.7)], wrong[3, threshold_index(0.7)] = 0.6, 0.6
+    scaled = {f"{name}, scaling=minmax": lifted for name in measured.right_iou}
+    measured = dataclasses.replace(
+        measured, right_iou=measured.right_iou | scaled, wrong_iou=measured.wrong_iou | dict.fromkeys(scaled, wrong)
+    )
+    tuned = tune_thresholds(measured)
+    found = figures.localization_figures(measured, tuned, **BOOTSTRAP)
+    assert set(found) == {"cam", "dist_cam", "uniform", "center_box", "whole_image", "wrong_prototype"}
+    row = found["cam"]
+    assert row["from_minimum"]["gt_known"].value == 0.75
+    assert row["from_minimum"]["top1_error"].value == 0.5  # images 0 and 1 have class and box right
+    assert row["from_minimum"]["wrong_class_gt_known"].value == 0.25
+    assert (row["threshold"], row["threshold_from_minimum"]) == (0.5, 0.7)
+    assert row["tuned"]["gt_known"].value == 1.0  # the protocol's own rule is as before
+    assert found["wrong_prototype"]["from_minimum"]["gt_known"].value == 0.25
+    assert found["center_box"]["from_minimum"]["gt_known"].value == 0.5  # it has no map
+    assert figures.hits(measured, "wrong_cam", 0.7, scaling="minmax").tolist() == [False, False, False, True]
+    assert not figures.hits(measured, "wrong_cam", 0.7).any()
 
 
 def test_classification_figures_are_those_counted_by_hand():
@@ -136,7 +160,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTCAM_DATA_DIR", str(tmp_path_factory.getbasetemp() / "prepared"))
-        for objective in training.OBJECTIVES:
+        for objective in ("softmax", "metric"):
             training.fit(tiny_config(objective), folder / objective)
         metrics = evaluate(
             tiny_config("metric"), folder / "metric", output=folder / "out", compare=[folder / "softmax"]
@@ -148,7 +172,7 @@ def test_evaluate_writes_figures_report_and_prototypes(runs):
     folder, metrics = runs
     assert json.loads((folder / "out" / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
     report = (folder / "out" / "report.html").read_text()
-    assert all(title in report for title in ("CAM", "Dist-CAM", "contrastive Dist-CAM", "Best cases", "Worst cases"))
+    assert all(title in report for title in ("CAM", "Dist-CAM", "Mahalanobis CAM", "Best cases", "Worst cases"))
     assert (folder / "out" / "examples.png").read_bytes()[:4] == b"\x89PNG"
     kept = load_prototypes(folder / "metric" / "prototypes.safetensors")
     assert kept.weights_hash == metrics["networks"]["metric"]["weights_hash"]
@@ -164,7 +188,33 @@ def test_evaluate_measures_every_method_and_baseline(runs):
         figure = row["tuned"]["gt_known"]
         assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
     assert metrics["images"] == 20
-    assert any("softmax: CAM" in pair["b"] and "metric: Dist-CAM" in pair["a"] for pair in metrics["differences"])
+    pairs = {(pair["a"], pair["b"]): pair for pair in metrics["differences"]}
+    assert {("metric: Dist-CAM", "softmax: CAM"), ("metric: Mahalanobis CAM", "softmax: CAM")} <= set(pairs)
+    pair = pairs["softmax: Mahalanobis CAM", "softmax: Mahalanobis CAM of a wrong class"]
+    for kind, name in (("tuned", "gt_known"), ("from_minimum", "gt_known_from_minimum")):
+        row = rows["mahalanobis"][kind]
+        expected = row["gt_known"]["value"] - row["wrong_class_gt_known"]["value"]
+        assert pair[name]["value"] == pytest.approx(expected)
+
+
+def test_evaluate_tables_tell_the_rule_of_every_column(runs):
+    folder, metrics = runs
+    text = (folder / "out" / "tables.md").read_text()
+    localization, differences = text.split("**Localisation**")[1], text.split("**Paired differences of GT-known**")[1]
+    header = next(line for line in localization.splitlines() if line.startswith("|"))
+    assert "| GT-known, tuned | with a wrong class, tuned | GT-known, tuned, from the minimum |" in header
+    assert "divided by their maximum, as the protocol has it" in localization
+    found = metrics["networks"]["metric"]["localization"]["mahalanobis"]["from_minimum"]["gt_known"]
+    row = next(line for line in localization.splitlines() if "| Mahalanobis CAM · metric network |" in line)
+    assert f"{100 * found['value']:.1f}" in row.split("|")[7].strip("* ")
+    assert "metric: Mahalanobis CAM − metric: uniform weights" in differences
+
+
+def test_evaluate_refuses_a_configuration_without_the_keys_of_the_whitening(tmp_path):
+    config = tiny_config("metric")
+    del config.evaluate["whitening_samples"]
+    with pytest.raises(ValueError, match=r"has no key evaluate.whitening_samples; it was made for another version"):
+        evaluate(config, tmp_path / "run", output=tmp_path)
 
 
 def test_evaluate_keeps_no_path_of_this_machine_in_the_figures(runs):

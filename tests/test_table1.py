@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("table1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTCAM_DATA_DIR", str(tmp_path_factory.getbasetemp() / "prepared"))
-        for objective in training.OBJECTIVES:
+        for objective in ("softmax", "metric"):
             training.fit(tiny_config(objective), folder / "runs" / f"resnet18_{objective}")
         for name in ("resnet18", "resnet50"):
             weights_file(folder / "weights" / f"{name}.safetensors", name)
@@ -62,6 +62,16 @@ def test_table1_writes_what_it_returns(finished):
     text = (folder / "out" / "tables.md").read_text()
     for title in ("Networks", "resnet18", "resnet50", "Networks by maps", "Paired differences"):
         assert f"**{title}**" in text
+
+
+def test_table1_compares_mahalanobis_cam(finished):
+    _, _, metrics = finished
+    found = [(tuple(one["a"]), tuple(one["b"])) for one in metrics["backbones"]["resnet18"]["differences"]]
+    for kind in ("weights", "softmax"):
+        assert ((kind, "mahalanobis"), (kind, "cam")) in found
+    for other in ("dist_cam", "contrastive", "uniform"):
+        assert (("metric", "mahalanobis"), ("metric", other)) in found
+    assert "divided by their maximum in every row" in format_table(backbone_table(metrics, "resnet18"))
 
 
 def test_table1_shows_what_is_not_given(finished):
@@ -188,6 +198,10 @@ def test_table1_measures_changed_weights_and_options_again(finished, tmp_path, m
     changed.evaluate.eps = 0.5
     evaluator.table1(changed, tmp_path / "out")
     assert len(calls) == 4
+    changed.evaluate.whitening_samples = 3
+    third = evaluator.table1(changed, tmp_path / "out")["backbones"]["resnet18"]["networks"]["weights"]["methods"]
+    assert len(calls) == 6
+    assert third["cam"] == after["cam"]
 
 
 def test_table1_goes_on_where_it_was_stopped(finished, tmp_path, monkeypatch, capsys):

@@ -31,7 +31,7 @@ VARIANTS = [{}, {"accumulate": 2}, {"sharding": "fsdp", "model.width": 8, "avera
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-@pytest.mark.parametrize("objective", training.OBJECTIVES)
+@pytest.mark.parametrize("objective", ["softmax", "metric"])
 def test_train_step_is_the_same_on_eight_devices_and_one(objective, changes):
     one = run_steps(tiny_config(objective, **changes), jax.devices()[:1])
     eight = run_steps(tiny_config(objective, **changes), jax.devices())
@@ -96,7 +96,7 @@ def test_evaluation_weights_are_the_weighted_mean_of_the_steps(decay):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), averaged, wanted)
 
 
-@pytest.mark.parametrize("objective", training.OBJECTIVES)
+@pytest.mark.parametrize("objective", ["softmax", "metric"])
 def test_train_step_in_bfloat16_keeps_float32_weights_and_nearly_the_loss(objective):
     full, half = (
         run_steps(tiny_config(objective, **{"model.dtype": dtype}), jax.devices()[:1], steps=1)
@@ -118,7 +118,7 @@ def test_shard_batch_refuses_a_batch_that_does_not_divide():
         training.shard_batch(batch_of(12), training.create_mesh())
 
 
-@pytest.mark.parametrize("objective", training.OBJECTIVES)
+@pytest.mark.parametrize("objective", ["softmax", "metric"])
 def test_train_step_learns_one_batch_by_heart(objective):
     config = tiny_config(objective)
     mesh = training.create_mesh(jax.devices()[:1])

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from distcam_jax import checkpoints, runs, training
+from distcam_jax import runs, training
 from distcam_jax.cam import nearest_prototype
 from distcam_jax.datasets import Dataset
 from distcam_jax.input_pipeline import Part, make_eval_batches
@@ -98,20 +98,8 @@ def load_network(config: ml_collections.ConfigDict, workdir: str | Path, num_cla
         ValueError: when the folder holds no checkpoint that fits the configuration.
     """
     mesh = training.create_mesh()
-    optimizer = training.make_optimizer(config, training.learning_rate_schedule(config, 1, 1.0))
-    graph, state = training.create_state(config, num_classes, optimizer, mesh)
-    if not (Path(workdir) / "checkpoints").is_dir():
-        raise ValueError(
-            f"{workdir} holds no checkpoints; train first: python train.py --config=... --workdir={workdir}"
-        )
-    restore = {"latest": checkpoints.restore_latest, "best": checkpoints.restore_best}[config.evaluate.checkpoint]
-    with checkpoints.checkpoint_manager(workdir, read_only=True) as manager:
-        restored = restore(manager, state)
-    if restored is None:
-        raise ValueError(f"{workdir} holds no finished checkpoint yet; train first, or wait for the first one")
-    step, state = restored
-    model = nnx.merge(graph, *training.evaluation_weights(config, state), copy=True)
-    return _network(model, config, name, mesh, step=step)
+    step, model = training.restore_model(config, workdir, num_classes, mesh)
+    return make_network(model, config, name, mesh, step=step)
 
 
 def import_network(config: ml_collections.ConfigDict, weights: str | Path, num_classes: int, *, name: str) -> Network:
@@ -132,10 +120,31 @@ def import_network(config: ml_collections.ConfigDict, weights: str | Path, num_c
     """
     model = nnx.eval_shape(lambda: training.build_model(config, num_classes))  # no first values are drawn
     load_torch_weights(model, weights, head="load" if config.objective == "softmax" else "drop")
-    return _network(model, config, name, training.create_mesh(), source=Path(weights).name)
+    return make_network(model, config, name, training.create_mesh(), source=Path(weights).name)
 
 
-def _network(model, config, name: str, mesh: Mesh, *, step: int | None = None, source: str | None = None) -> Network:
+def make_network(
+    model: nnx.Module,
+    config: ml_collections.ConfigDict,
+    name: str,
+    mesh: Mesh,
+    *,
+    step: int | None = None,
+    source: str | None = None,
+) -> Network:
+    """A network of a model as it is, put into evaluation mode.
+
+    Args:
+        model: of `training.build_model`.
+        config: the configuration that it was made with.
+        name: what tables call it.
+        mesh: the devices it runs on.
+        step: training steps behind it.
+        source: where published weights came from.
+
+    Returns:
+        The network.
+    """
     model.eval()
     graph, weights = nnx.split(model)
     weights = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))

@@ -24,22 +24,25 @@ _PACKAGES = (
 )
 
 
-def provenance(config: ml_collections.ConfigDict) -> dict:
+def provenance(config: ml_collections.ConfigDict, *, intervals: str | None = None) -> dict:
     """What every `metrics.json` starts with.
 
     Args:
-        config: of the evaluation; has `seed` and `evaluate.resamples`.
+        config: of the evaluation; has `seed` and, for the default intervals, `evaluate.resamples`.
+        intervals: how they are made; by default by a bootstrap over images.
 
     Returns:
         Date, machine, versions, seed, configuration and how intervals are made, as JSON takes them.
     """
+    if intervals is None:
+        intervals = f"95 %, percentile bootstrap over images, {config.evaluate.resamples} resamples"
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine_name(),
         "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in _PACKAGES},
         "seed": config.seed,
         "config": portable(config),
-        "intervals": f"95 %, percentile bootstrap over images, {config.evaluate.resamples} resamples",
+        "intervals": intervals,
     }
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from distcam_jax.datasets import Dataset
-from distcam_jax.decoding import Source
+from distcam_jax.decoding import read_labels as read_labels
 
 
 def real_rows(batch: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
@@ -47,8 +47,3 @@ def concatenate_rows(rows: list[dict]) -> dict:
         else np.concatenate([row[name] for row in rows])
         for name, value in rows[0].items()
     }
-
-
-def read_labels(source: Source) -> np.ndarray:
-    """The classes of all examples `[n]`; reads each of them once."""
-    return np.array([source[index]["label"] for index in range(len(source))])

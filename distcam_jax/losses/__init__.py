@@ -4,6 +4,7 @@
 * `proxies`: Proxy-NCA and the centre loss, which hold one learnt vector a class.
 * `pairs`: contrastive and triplet losses over the distances within a batch.
 * `similarities`: N-pair, NT-Xent and multi-similarity losses over the inner products within a batch.
+* `episodes`: the prototypical loss of few-shot episodes.
 * `margins`: SphereFace, CosFace and ArcFace, which change the true class's score before the softmax.
 * `distances`: what the others measure with.
 
@@ -19,6 +20,7 @@ square of the global batch.
 """
 
 from distcam_jax.losses.distances import METRICS, cosine_similarities, l1_distances, pairwise_distances
+from distcam_jax.losses.episodes import EPISODE_METRICS, prototypical, prototypical_logits
 from distcam_jax.losses.margins import arcface_logits, cosface_logits, sphereface_logits
 from distcam_jax.losses.pairs import batch_hard_triplet, contrastive, semi_hard_triplet
 from distcam_jax.losses.prototypes import (
@@ -31,6 +33,7 @@ from distcam_jax.losses.proxies import center_loss, proxy_nca, update_centers
 from distcam_jax.losses.similarities import multi_similarity, n_pair, nt_xent
 
 __all__ = [
+    "EPISODE_METRICS",
     "METRICS",
     "arcface_logits",
     "batch_hard_triplet",
@@ -45,6 +48,8 @@ __all__ = [
     "nt_xent",
     "pairwise_distances",
     "prototype_logits",
+    "prototypical",
+    "prototypical_logits",
     "proxy_nca",
     "semi_hard_triplet",
     "softmax_cross_entropy",

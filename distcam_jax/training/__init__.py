@@ -7,6 +7,7 @@ the same thing, batch-norm statistics and class means included.
 from distcam_jax.training.loop import fit, load_split
 from distcam_jax.training.objectives import OBJECTIVES, PROTOTYPES
 from distcam_jax.training.optimizers import OPTIMIZERS, learning_rate_schedule, make_optimizer
+from distcam_jax.training.starting import restore_model
 from distcam_jax.training.state import (
     SHARDINGS,
     TrainState,
@@ -36,6 +37,7 @@ __all__ = [
     "make_train_step",
     "make_validation_step",
     "normalize",
+    "restore_model",
     "shard_batch",
     "shardings_of",
 ]

@@ -1,7 +1,6 @@
 """The training loop, which can be interrupted anywhere and goes on where its newest checkpoint stands."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,17 +8,19 @@ import jax
 import ml_collections
 import orbax.checkpoint as ocp
 from absl import logging
-from flax import nnx
 from jax.sharding import Mesh
 
 from distcam_jax import checkpoints, runs
 from distcam_jax.cluster import Stopped, StopSignal, agree, is_primary
 from distcam_jax.datasets import Dataset, load_dataset
-from distcam_jax.input_pipeline import EvalBatches, Part, TrainIterator, make_eval_batches, make_train_iterator
+from distcam_jax.input_pipeline import EpisodeSampler, TrainIterator, make_train_iterator, read_labels
+from distcam_jax.training.episodic import check_episodes
 from distcam_jax.training.optimizers import learning_rate_schedule, make_optimizer
 from distcam_jax.training.progress import Profile, Progress, Recent
-from distcam_jax.training.state import TrainState, build_model, create_mesh, create_state, shard_batch
-from distcam_jax.training.steps import make_train_step, make_validation_step, shardings_of
+from distcam_jax.training.starting import restore_model, starting_config, take_weights
+from distcam_jax.training.state import TrainState, create_mesh, create_state, shard_batch
+from distcam_jax.training.steps import make_train_step, shardings_of
+from distcam_jax.training.validation import make_validation
 
 
 def load_split(config: ml_collections.ConfigDict, split: str) -> Dataset:
@@ -54,11 +55,14 @@ def fit(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     optimizer = make_optimizer(config, schedule)
     graph, state = create_state(config, data.num_classes, optimizer, mesh)
     iterator = _batches(config, data)
-    validate = _validation(config, data.num_classes, mesh)
+    validate = None
+    if config.checkpoint.validation_images:
+        validate = make_validation(config, data.num_classes, mesh, load_split(config, "tune"))
+    start = starting_config(config)
     workdir = _claimed(config, workdir)  # only now: a configuration that does not work leaves nothing behind
     with checkpoints.open_checkpoints(workdir, keep=config.checkpoint.keep) as manager:
         restored = checkpoints.restore_latest(manager, state, iterator, agree=agree)
-        first, state = restored if restored else (0, state)
+        first, state = restored if restored else (0, _started(config, start, state, mesh))
         logging.info("training from step %d to %d on %d device(s)", first, steps, mesh.size)
         if first < steps:
             train_step = make_train_step(config, graph, optimizer, shardings_of(state))
@@ -118,6 +122,14 @@ class _Run:
         checkpoints.save(self.manager, step, state, iterator, accuracy=accuracy)
 
 
+def _started(config: ml_collections.ConfigDict, start, state: TrainState, mesh: Mesh) -> TrainState:
+    """The state at step 0, with the weights of the run that `start.run` names, if it names one."""
+    if start is None:
+        return state
+    _, model = restore_model(start, config.start.run, load_split(start, "train").num_classes, mesh)
+    return take_weights(state, model)
+
+
 def _check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     parts = mesh.size * config.accumulate
     if config.batch % parts:
@@ -125,48 +137,26 @@ def _check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             f"config.batch must be a multiple of {parts} ({mesh.size} devices, config.accumulate "
             f"{config.accumulate}), got {config.batch}"
         )
+    if config.objective == "episodes":
+        check_episodes(config, jax.process_count())
 
 
 def _batches(config: ml_collections.ConfigDict, data: Dataset) -> TrainIterator:
+    order = None
+    if config.objective == "episodes":
+        draw = {name: config.episodes[name] for name in ("ways", "shots", "queries")}
+        order = EpisodeSampler(read_labels(data.source), **draw, seed=config.seed)
     return make_train_iterator(
         data.source,
         batch_size=config.batch // jax.process_count(),
         image_size=config.input.image_size,
         seed=config.seed,
         augmentation=config.input.augmentation.to_dict() if config.input.augmentation else None,
+        order=order,
         num_workers=config.input.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-
-
-def _validation(config: ml_collections.ConfigDict, num_classes: int, mesh: Mesh):
-    """A function from the state to the accuracy on held-out images, or None where none are asked for."""
-    if not config.checkpoint.validation_images:
-        return None
-    source = Part(load_split(config, "tune").source, 0, config.checkpoint.validation_images)
-    local = mesh.size // jax.process_count()
-    batches = make_eval_batches(
-        source,
-        batch_size=-(-min(config.evaluate.batch, len(source)) // mesh.size) * local,
-        image_size=config.input.image_size,
-        num_workers=min(2, config.input.num_workers),  # they are started anew for every pass
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    model = nnx.eval_shape(lambda: build_model(config, num_classes))
-    model.eval()
-    step = make_validation_step(config, nnx.graphdef(model))
-    return functools.partial(_accuracy, step, batches, mesh)
-
-
-def _accuracy(step, batches: EvalBatches, mesh: Mesh, state: TrainState) -> float:
-    counts = []
-    for batch in batches:
-        counts.append(step(state, shard_batch({k: batch[k] for k in ("image", "label", "mask")}, mesh)))
-        jax.block_until_ready(counts[-Recent.ahead :][0])  # each step under way holds a batch on the device
-    right, images = (sum(int(count) for count in column) for column in zip(*counts, strict=True))
-    return right / images
 
 
 def _claimed(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:

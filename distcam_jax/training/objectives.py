@@ -1,4 +1,7 @@
-"""What a step minimises: the classifier's cross-entropy, or a metric objective on the embedding."""
+"""What a step minimises: the classifier's cross-entropy, or a metric objective on the embedding.
+
+Episodes have a module of their own, `episodic`.
+"""
 
 from typing import Any
 
@@ -10,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from distcam_jax import losses
 
-OBJECTIVES = ("softmax", "metric")
+OBJECTIVES = ("softmax", "cosine", "metric", "episodes")
 PROTOTYPES = ("class_means", "running_means", "proxies")  # what the loss "prototypes" may train against
 
 # The other losses of the metric objective: what each of them compares the embeddings with, and whether it takes a
@@ -35,6 +38,12 @@ def check_objective(config: ml_collections.ConfigDict) -> None:
     """Refuses an unknown objective; a ValueError lists the names."""
     if config.objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {config.objective!r}; choose one of {', '.join(OBJECTIVES)}")
+    if config.objective not in ("softmax", *config):
+        raise ValueError(f"the objective {config.objective} needs the section {config.objective} of a configuration")
+    if config.objective == "episodes" and config.episodes.distance not in losses.EPISODE_METRICS:
+        raise ValueError(
+            f"unknown episodes.distance {config.episodes.distance!r}; choose one of {', '.join(losses.EPISODE_METRICS)}"
+        )
     choices = {"loss": METRIC_LOSSES, "prototypes": PROTOTYPES, "distance": losses.METRICS}
     for name, valid in choices.items() if config.objective == "metric" else ():
         if config.metric[name] not in valid:
@@ -44,9 +53,10 @@ def check_objective(config: ml_collections.ConfigDict) -> None:
 def objective_params(config: ml_collections.ConfigDict, num_classes: int, channels: int) -> dict[str, jax.Array]:
     """The objective's own parameters, none of which the network needs once it is trained.
 
-    `log_scale` is the logarithm of the inverse temperature. `auxiliary` is the kernel of a classifier whose
-    cross-entropy is added with the weight `metric.auxiliary`, as re-identification adds identity and metric losses (Luo
-    et al., 2019). `proxies` are free prototypes, or class directions of a loss with an angular margin.
+    `log_scale` is the logarithm of the inverse temperature, which "cosine", "metric" and "episodes" learn. `auxiliary`
+    is the kernel of a classifier whose cross-entropy is added with the weight `metric.auxiliary`, as re-identification
+    adds identity and metric losses (Luo et al., 2019). `proxies` are free prototypes, or class directions of a loss
+    with an angular margin.
 
     Args:
       config: see `configs/`.
@@ -58,7 +68,9 @@ def objective_params(config: ml_collections.ConfigDict, num_classes: int, channe
     """
     if config.objective == "softmax":
         return {}
-    params = {"log_scale": jnp.log(jnp.asarray(config.metric.scale, jnp.float32))}
+    params = {"log_scale": jnp.log(jnp.asarray(config[config.objective].scale, jnp.float32))}
+    if config.objective != "metric":
+        return params
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
     if config.metric.auxiliary:
         bound = 1.0 / np.sqrt(channels)
@@ -98,6 +110,9 @@ def objective(
     smoothing = config.optimizer.label_smoothing
     if config.objective == "softmax":
         return losses.softmax_cross_entropy(output, labels, label_smoothing=smoothing), output, means
+    if config.objective == "cosine":
+        scores = jnp.exp(params["log_scale"]) * output
+        return losses.softmax_cross_entropy(scores, labels, label_smoothing=smoothing), scores, means
     means = losses.update_class_means(*means, jax.lax.stop_gradient(embedding), labels, memory=config.metric.memory)
     loss, logits = _metric_loss(config, params, means, embedding, labels)
     if config.metric.auxiliary:

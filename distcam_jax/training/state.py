@@ -73,10 +73,10 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 
 
 def build_model(config: ml_collections.ConfigDict, num_classes: int) -> Backbone:
-    """The configured backbone, with a linear head for "softmax" and none for "metric"."""
+    """The configured backbone, with a head of classes for "softmax" and "cosine" and none for the others."""
     objectives.check_objective(config)
     options = {key: value for key, value in config.model.items() if key != "name"}
-    head = "linear" if config.objective == "softmax" else "none"
+    head = {"softmax": "linear", "cosine": "cosine"}.get(config.objective, "none")
     return create_model(config.model.name, num_classes=num_classes, rngs=nnx.Rngs(config.seed), head=head, **options)
 
 

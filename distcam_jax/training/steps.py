@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distcam_jax import losses
 from distcam_jax.models.convolution import compiler_options
+from distcam_jax.training.episodic import episode_objective
 from distcam_jax.training.objectives import objective
 from distcam_jax.training.optimizers import weight_average
 from distcam_jax.training.state import TrainState, evaluation_weights, normalize
@@ -81,8 +82,12 @@ def _gradients(config: ml_collections.ConfigDict, graph: nnx.GraphDef) -> Callab
     def loss_fn(params, statistics, means, batch, key):
         model = nnx.merge(graph, params["model"], statistics, copy=True)
         output, features = model(normalize(batch["image"], config), key=key)
-        loss, logits, means = objective(config, params, means, output, features["embedding"], batch["label"])
-        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
+        labels = batch["label"]
+        if config.objective == "episodes":
+            loss, logits, labels = episode_objective(config, params, features["embedding"])
+        else:
+            loss, logits, means = objective(config, params, means, output, features["embedding"], labels)
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
         _, _, statistics = nnx.split(model, nnx.Param, ...)
         return loss, (statistics, means, accuracy)
 
@@ -130,7 +135,7 @@ def _whole(shardings):
 def make_validation_step(config: ml_collections.ConfigDict, graph: nnx.GraphDef):
     """Compiles the counting of right decisions, by the weights that are evaluated.
 
-    A "softmax" network decides by its classifier, a "metric" one by the nearest of the running class means in L1.
+    A network with a classifier decides by it, a "metric" one by the nearest of the running class means in L1.
 
     Args:
       config: see `configs/`.
