@@ -99,10 +99,22 @@ def get_config(argument: str = "resnet50,metric") -> ml_collections.ConfigDict:
             checkpoint=dict(every_steps=1000, keep=2, validation_images=5000),
             evaluate=dict(
                 batch=256,
-                methods=("cam", "dist_cam", "dist_cam_literal", "contrastive", "intersection", "uniform"),
+                methods=(
+                    "cam",
+                    "dist_cam",
+                    "dist_cam_literal",
+                    "contrastive",
+                    "intersection",
+                    "mahalanobis",
+                    "uniform",
+                ),
                 protocols=(),
                 norm="sum",
                 eps=0.1,
+                # Training images of each class, for the covariance of Mahalanobis CAM: 20,000 that are run through the
+                # network, two in five of a pass over the validation images, among some 45,000 whose labels are read.
+                whitening_samples=20,
+                whitening_ridge=1.0,
                 samples_per_class=0,
                 resamples=2000,
                 cases=8,

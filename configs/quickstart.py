@@ -57,10 +57,20 @@ def get_config(objective: str = "metric") -> ml_collections.ConfigDict:
             checkpoint=dict(every_steps=50, keep=2, validation_images=200),
             evaluate=dict(
                 batch=100,
-                methods=("cam", "dist_cam", "dist_cam_literal", "contrastive", "intersection", "uniform"),
+                methods=(
+                    "cam",
+                    "dist_cam",
+                    "dist_cam_literal",
+                    "contrastive",
+                    "intersection",
+                    "mahalanobis",
+                    "uniform",
+                ),
                 protocols=(),
                 norm="sum",
                 eps=0.1,
+                whitening_samples=100,  # training images of each class, for the covariance of Mahalanobis CAM
+                whitening_ridge=1.0,
                 samples_per_class=0,
                 resamples=2000,
                 cases=8,

@@ -60,9 +60,21 @@ def get_config(argument: str = "ilsvrc2012") -> ml_collections.ConfigDict:
             ),
             evaluate=dict(
                 batch=256,
-                methods=("cam", "dist_cam", "dist_cam_literal", "contrastive", "intersection", "uniform"),
+                methods=(
+                    "cam",
+                    "dist_cam",
+                    "dist_cam_literal",
+                    "contrastive",
+                    "intersection",
+                    "mahalanobis",
+                    "uniform",
+                ),
                 norm="sum",
                 eps=0.1,
+                # Training images of each class, for the covariance of Mahalanobis CAM: 20,000 that are run through the
+                # network, two in five of a pass over the validation images, among some 45,000 whose labels are read.
+                whitening_samples=20,
+                whitening_ridge=1.0,
                 resamples=2000,
                 checkpoint="latest",
             ),
@@ -80,6 +92,6 @@ def _stand_in(config: ml_collections.ConfigDict) -> None:
     # The last stage at stride 1, unlike the paper's networks: with stride 2 maps of 64 pixels would have 4 x 4 cells.
     config.model.update(stem=small.model.stem, last_stride=small.model.last_stride)
     config.input.update({name: small.input[name] for name in config.input})
-    config.evaluate.batch = small.evaluate.batch
+    config.evaluate.update({name: small.evaluate[name] for name in ("batch", "whitening_samples")})
     for name in config.networks:
         config.networks[name].width = 12 if name == "densenet161" else 8

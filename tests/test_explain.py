@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 
 from distcam_jax.evaluators import Samples, bind_methods, choose_methods, collect_samples
-from distcam_jax.evaluators.explain import check_names, present_classes, sample_rows
+from distcam_jax.evaluators.explain import check_names, find_rows, present_classes, sample_rows
 from distcam_jax.methods import METHODS
 from tests.patch_network import CHANNELS, CLASSES, PatchNetwork, make_data, make_prototypes, pooled_features
 
 GENERATOR = np.random.default_rng(1)
 FEATURES = np.maximum(GENERATOR.normal(0.2, 0.5, (8, 3, 4, CHANNELS)), 0).astype(np.float32)
+ROOT = GENERATOR.normal(size=(CHANNELS, CHANNELS))
+WHITENING = (ROOT @ ROOT.T).astype(np.float32)
 ASKED = GENERATOR.permuted(np.tile(np.arange(CLASSES), (8, 1)), axis=1)[:, :2]
 
 
@@ -34,6 +36,15 @@ def dist_cam(prototypes, eps=0.1, norm="sum"):
     return lambda image, c: weighted_sum(image, channel_weights(image.mean((0, 1)), prototypes[c], eps, norm))
 
 
+def mahalanobis(prototypes):
+    def map_of(image, c):
+        distances = np.abs(prototypes.astype(np.float64) - image.mean((0, 1))).sum(axis=1)
+        near = np.exp(-distances / (2 * distances.std()))
+        return weighted_sum(image, WHITENING @ (prototypes[c] - near @ prototypes / near.sum()))
+
+    return map_of
+
+
 # ---- which methods
 
 
@@ -57,6 +68,12 @@ def test_choose_methods_keeps_what_the_network_has_all_for_in_order(linear, samp
     assert list(choose_methods(names, PatchNetwork(linear=linear), samples=given)) == left
 
 
+def test_choose_methods_wants_a_whitening_for_mahalanobis_cam():
+    names = ("mahalanobis", "uniform")
+    assert list(choose_methods(names, PatchNetwork())) == ["uniform"]
+    assert list(choose_methods(names, PatchNetwork(), whitened=True)) == ["mahalanobis", "uniform"]
+
+
 def test_choose_methods_leaves_out_what_nobody_evaluates():
     transferred = [name for name, method in METHODS.items() if "transferred" in method.needs]
     assert transferred
@@ -70,16 +87,17 @@ def test_choose_methods_leaves_out_what_nobody_evaluates():
 def maps():
     """By every method with options that are not the defaults, of all classes."""
     network, prototypes = PatchNetwork(), make_prototypes()
-    names = ("uniform", "dist_cam", "cam", "dist_cam_literal")
-    bound = bind_methods(choose_methods(names, network, norm="max", eps=0.5), network, prototypes)
+    names = ("uniform", "dist_cam", "cam", "dist_cam_literal", "mahalanobis")
+    methods = choose_methods(names, network, norm="max", eps=0.5, whitened=True)
+    bound = bind_methods(methods, network, prototypes, whitening=WHITENING)
     return bound(FEATURES, ASKED)
 
 
 def test_bind_methods_keeps_the_order_of_the_methods(maps):
-    assert list(maps) == ["uniform", "dist_cam", "cam", "dist_cam_literal"]
+    assert list(maps) == ["uniform", "dist_cam", "cam", "dist_cam_literal", "mahalanobis"]
 
 
-@pytest.mark.parametrize("name", ["uniform", "dist_cam", "cam", "dist_cam_literal"])
+@pytest.mark.parametrize("name", ["uniform", "dist_cam", "cam", "dist_cam_literal", "mahalanobis"])
 def test_bind_methods_gives_the_maps_of_a_loop(maps, name):
     prototypes, linear = make_prototypes().prototypes, np.asarray(PatchNetwork().class_weights)
     wanted = {
@@ -87,6 +105,7 @@ def test_bind_methods_gives_the_maps_of_a_loop(maps, name):
         "dist_cam": dist_cam(prototypes, 0.5, "max"),
         "cam": lambda image, c: weighted_sum(image, linear[c]),
         "dist_cam_literal": dist_cam(prototypes, 1e-6, "max"),  # takes the norm, keeps its own eps
+        "mahalanobis": mahalanobis(prototypes),
     }[name]
     np.testing.assert_allclose(np.asarray(maps[name]), loop(wanted), rtol=2e-4, atol=2e-4)
 
@@ -148,6 +167,28 @@ def test_sample_rows_draws_every_row_as_often():
     drawn = np.concatenate([sample_rows(labels, 2, seed) for seed in range(600)])
     shares = np.bincount(drawn, minlength=12) / 600
     np.testing.assert_allclose(shares, 1 / 3, atol=0.09)  # 4.7 standard deviations
+
+
+class CountedSource(list):
+    """Counts how many examples are read."""
+
+    read = 0
+
+    def __getitem__(self, index):
+        self.read += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_find_rows_are_those_of_sample_rows_and_not_all_are_read(seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat([0, 1, 2, 3], [2, 30, 40, 300]))
+    source = CountedSource({"label": label} for label in labels.tolist())
+    few = find_rows(source, np.array([0, 5, 5, 5]), seed)  # no sample of the rarest class is wanted
+    np.testing.assert_array_equal(few, [row for row in sample_rows(labels, 5, seed) if labels[row]])
+    assert source.read < 200
+    whole = find_rows(source, np.minimum(np.bincount(labels), 5), seed)
+    np.testing.assert_array_equal(whole, sample_rows(labels, 5, seed))
+    np.testing.assert_array_equal(find_rows(source, np.array([9, 5, 5, 5]), seed), whole)  # there are but two
 
 
 @pytest.mark.parametrize("per_class", [None, 2])

@@ -11,7 +11,7 @@ from distcam_jax.localization import best_iou, heatmap_to_box
 from distcam_jax.methods import METHODS
 from distcam_jax.report import Case, Comparison, ComparisonRow, Panel
 
-SHOWN = ("cam", "dist_cam", "contrastive", "intersection")
+SHOWN = ("cam", "dist_cam", "contrastive", "intersection", "mahalanobis")
 
 
 def choose_cases(measured: Localization, threshold: float, *, count: int, seed: int) -> dict[str, np.ndarray]:
@@ -122,7 +122,7 @@ def make_cases(data: Dataset, explained: list[Explained], indices: np.ndarray) -
 
 
 def make_comparisons(data: Dataset, explained: Explained, measured: Localization, *, count: int) -> list[Comparison]:
-    """A few images against their classes' prototypes, as Fig. 3 of the paper, by Dist-CAM and its two extensions.
+    """A few images against their classes' prototypes, as Fig. 3 of the paper, by Dist-CAM and its three extensions.
 
     Args:
         data: the split.
@@ -147,6 +147,8 @@ def make_comparisons(data: Dataset, explained: Explained, measured: Localization
         "dist_cam": "Distances are L1, of pooled features. The maps of a row share one colour scale.",
         "contrastive": "Weights are the mean class's channel distance minus the class's own; they may be negative.",
         "intersection": "Weights are the share of a channel that the class's prototype has too, less the mean class's.",
+        "mahalanobis": "Weights are the class's prototype less those of near rivals, times the inverse covariance "
+        "within the classes; they may be negative.",
     }
     return [
         Comparison(

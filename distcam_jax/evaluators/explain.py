@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
+from tqdm import tqdm
 
 from distcam_jax.evaluators.network import Network
 from distcam_jax.evaluators.rows import read_labels
@@ -160,7 +161,13 @@ def present_classes(prototypes: Prototypes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def collect_samples(
-    network: Network, source: Source, *, batch: int, per_class: int | None = None, seed: int = 0
+    network: Network,
+    source: Source,
+    *,
+    batch: int,
+    per_class: int | None = None,
+    counts: Int[np.ndarray, " c"] | None = None,
+    seed: int = 0,
 ) -> Samples:
     """Pooled features of training images, at most `per_class` of each class, drawn at random.
 
@@ -169,15 +176,20 @@ def collect_samples(
         source: of training examples.
         batch: images a step.
         per_class: None takes all.
+        counts: images of each class in the source; given, labels are read only until all samples are found, and
+            classes with a count of 0 are left out.
         seed: of the draw.
 
     Returns:
         The samples, in the order of the source.
     """
-    if per_class is not None:
+    if per_class is not None and counts is not None:
+        source = Rows(source, find_rows(source, np.minimum(counts, per_class), seed))
+    elif per_class is not None:
         source = Rows(source, sample_rows(read_labels(source), per_class, seed))
     embeddings, labels = [], []
-    for one in network.batches(source, batch=batch):
+    batches = network.batches(source, batch=batch)
+    for one in tqdm(batches, f"samples of the {network.name} network", len(batches), unit="batch", leave=False):
         real = np.flatnonzero(one["mask"])
         embeddings.append(np.asarray(network(one["image"])[1]["embedding"])[real])
         labels.append(one["label"][real])
@@ -190,3 +202,35 @@ def sample_rows(labels: Int[np.ndarray, " n"], per_class: int, seed: int) -> Int
     order = order[np.argsort(labels[order], kind="stable")]
     place = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])  # within the class
     return np.sort(order[place < per_class])
+
+
+def find_rows(source: Source, wanted: Int[np.ndarray, " c"], seed: int) -> Int[np.ndarray, " m"]:
+    """The rows of `sample_rows`, where it is known how many of each class are wanted.
+
+    Labels are read in the order of the draw and only until all are found: of ILSVRC's 1.3 million training images some
+    45,000 for 20 of each class.
+
+    Args:
+        source: of examples.
+        wanted: samples of each class `[c]`, at most as many as the source has; where it has fewer, all is read.
+        seed: of the draw.
+
+    Returns:
+        Rows, in order.
+
+    Examples:
+        >>> labels = [0, 1, 1, 0, 1, 1]
+        >>> find_rows([{"label": label} for label in labels], np.array([2, 2]), seed=1).tolist()
+        [0, 2, 3, 4]
+        >>> sample_rows(np.array(labels), 2, seed=1).tolist()
+        [0, 2, 3, 4]
+    """
+    left, rows = np.array(wanted), []
+    for row in np.random.default_rng(seed).permutation(len(source)).tolist():
+        if not left.any():
+            break
+        label = source[row]["label"]
+        if left[label]:
+            left[label] -= 1
+            rows.append(row)
+    return np.sort(np.array(rows, np.int64))

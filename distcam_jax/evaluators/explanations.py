@@ -13,9 +13,10 @@ from tqdm import tqdm
 from distcam_jax import runs, training
 from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators import figures
-from distcam_jax.evaluators.explain import bind_methods, choose_methods, collect_samples
+from distcam_jax.evaluators.explain import bind_methods, choose_methods
 from distcam_jax.evaluators.faithfulness import faithfulness
 from distcam_jax.evaluators.localize import (
+    SCALINGS,
     Localization,
     localize_source,
     scaled_name,
@@ -28,8 +29,8 @@ from distcam_jax.evaluators.provenance import provenance, write_text
 from distcam_jax.evaluators.rows import read_labels
 from distcam_jax.evaluators.specificity import specificity
 from distcam_jax.evaluators.tables import figure_cell
+from distcam_jax.evaluators.whitening import measure_whitening
 from distcam_jax.input_pipeline import Rows
-from distcam_jax.mahalanobis import within_class_precision
 from distcam_jax.methods import Method, margin_maps
 from distcam_jax.methods.margins import EVIDENCE_NEEDS
 from distcam_jax.prototypes import Prototypes
@@ -39,7 +40,6 @@ IOU = figures.IOU
 PAIR_MEASURES = ("pointing", "energy", "swap")
 RIGHT, WRONG = ("right", "right_minmax"), ("wrong", "wrong_minmax")
 DIFFERENCES = (*RIGHT, "pointing")
-SCALINGS = ("max", "minmax")
 
 
 def explanations(config: ml_collections.ConfigDict, output: str | Path) -> dict:
@@ -97,8 +97,7 @@ def _measure(config, network: Network, prototypes: Prototypes, data: Dataset) ->
     """One network: for each method, what was found on every image and pair, as JSON takes it."""
     options = config.evaluate
     methods = study_methods(options, network)
-    whitened = any("whitening" in method.needs for method in methods.values())
-    whitening = measure_whitening(config, network, prototypes) if whitened else None
+    whitening = measure_whitening(network, prototypes, methods, options, seed=config.seed)
     maps = bind_methods(methods, network, prototypes, whitening=whitening)
     chosen = class_rows(data, config.classes)
     tune = training.load_split(network.config, "tune")
@@ -133,17 +132,6 @@ def _measure(config, network: Network, prototypes: Prototypes, data: Dataset) ->
             for kind, by_method in areas.items()
         }
     return result
-
-
-def measure_whitening(config: ml_collections.ConfigDict, network: Network, prototypes: Prototypes) -> np.ndarray:
-    """The inverse within-class covariance `[k, k]` of the pooled features of `whitening_samples` images a class."""
-    options, source = config.evaluate, training.load_split(network.config, "train").source
-    drawn = {"batch": options.batch, "per_class": options.whitening_samples, "seed": config.seed}
-    samples = collect_samples(network, source, **drawn)
-    kept = np.flatnonzero(prototypes.counts[samples.labels])
-    return within_class_precision(
-        samples.embeddings[kept], samples.labels[kept], prototypes.prototypes, ridge=options.whitening_ridge
-    )
 
 
 def _method_rows(name: str, method: Method, measured: Localization, tuned: dict[str, float], pointed) -> dict:

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from distcam_jax.evaluators.classify import Classification
-from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, Localization, threshold_index, unpack_correct
+from distcam_jax.evaluators.localize import (
+    DEFAULT_THRESHOLD,
+    Localization,
+    scaled_name,
+    threshold_index,
+    unpack_correct,
+)
 from distcam_jax.methods import METHODS
 from distcam_jax.statistics import bootstrap_interval, paired_bootstrap_interval
 
@@ -83,26 +89,25 @@ def localization_figures(measured: Localization, tuned: Mapping[str, float], **b
 
     Returns:
         Method to its figures: at the protocol's threshold ("default"), at the tuned one ("tuned", with its
-        "threshold"), and GT-known when a wrong class's map is used ("wrong_class_gt_known") at both. The baselines
-        "center_box", "whole_image" and "wrong_prototype" (Dist-CAM asked for a wrong class) likewise. Of further
-        protocols, MaxBoxAcc by the protocol's name.
+        "threshold"), at that of maps scaled from their minimum ("from_minimum", with "threshold_from_minimum"; where
+        they were measured), and GT-known when a wrong class's map is used ("wrong_class_gt_known") at all of them. The
+        baselines "center_box", "whole_image" and "wrong_prototype" (Dist-CAM asked for a wrong class) likewise. Of
+        further protocols, MaxBoxAcc by the protocol's name.
     """
     rows = {}
-    for name, right in measured.right_iou.items():
-        rows[name] = _at_both_thresholds(right, measured, name, tuned[name], bootstrap)
+    for name in (name for name in measured.right_iou if name in METHODS):
+        rows[name] = _at_thresholds("", measured, name, tuned, bootstrap)
         if METHODS[name].asks:
-            for kind, threshold in (("default", DEFAULT_THRESHOLD), ("tuned", tuned[name])):
-                wrong = measured.wrong_iou[name][:, threshold_index(threshold)] >= IOU
+            for kind, (scaling, threshold) in _kinds(measured, name, tuned).items():
+                wrong = hits(measured, f"wrong_{name}", threshold, scaling=scaling)
                 rows[name][kind]["wrong_class_gt_known"] = mean_figure(wrong, **bootstrap)
     for protocol, by_method in measured.correct.items():
         for name, packed in by_method.items():
             rows[name][protocol] = max_box_figure(unpack_correct(packed, protocol), **bootstrap)
     for name, values in measured.box_iou.items():
         figures = box_figures(values >= IOU, measured, name, **bootstrap)
-        rows[name] = {"default": figures, "tuned": figures}
-    rows["wrong_prototype"] = _at_both_thresholds(
-        measured.wrong_iou["dist_cam"], measured, "dist_cam", tuned["dist_cam"], bootstrap
-    )
+        rows[name] = dict.fromkeys(_kinds(measured, "dist_cam", tuned), figures)
+    rows["wrong_prototype"] = _at_thresholds("wrong_", measured, "dist_cam", tuned, bootstrap)
     return rows
 
 
@@ -120,22 +125,40 @@ def max_box_figure(correct: np.ndarray, **bootstrap) -> Figure:
     return mean_figure(correct[:, best, np.arange(len(best))].mean(axis=1), **bootstrap)
 
 
-def _at_both_thresholds(ious, measured, method, tuned, bootstrap) -> dict:
-    kinds = {"default": DEFAULT_THRESHOLD, "tuned": tuned}
-    figures = {
-        kind: box_figures(ious[:, threshold_index(threshold)] >= IOU, measured, method, **bootstrap)
-        for kind, threshold in kinds.items()
+def _kinds(measured: Localization, method: str, tuned: Mapping[str, float]) -> dict[str, tuple[str, float]]:
+    """How boxes are made of a method's maps: kind of figure to scaling and threshold."""
+    kinds = {"default": ("max", DEFAULT_THRESHOLD), "tuned": ("max", tuned[method])}
+    scaled = scaled_name(method, "minmax")
+    return kinds | ({"from_minimum": ("minmax", tuned[scaled])} if scaled in measured.right_iou else {})
+
+
+def _at_thresholds(asked: str, measured, method, tuned, bootstrap) -> dict:
+    """Figures of the maps of the true class, or of a wrong one where asked is "wrong_"."""
+    kinds = _kinds(measured, method, tuned)
+    figures: dict = {
+        kind: box_figures(hits(measured, asked + method, threshold, scaling=scaling), measured, method, **bootstrap)
+        for kind, (scaling, threshold) in kinds.items()
     }
-    return figures | {"threshold": tuned}
+    names = {"tuned": "threshold", "from_minimum": "threshold_from_minimum"}
+    return figures | {name: kinds[kind][1] for kind, name in names.items() if kind in kinds}
 
 
-def hits(measured: Localization, method: str, threshold: float) -> np.ndarray:
-    """Whether each image's box is right `[n]`, by a method of `METHODS`, "wrong_" and one, or a trivial box."""
+def hits(measured: Localization, method: str, threshold: float, *, scaling: str = "max") -> np.ndarray:
+    """Whether each image's box is right.
+
+    Args:
+        measured: one pass over a split.
+        method: of `METHODS`, "wrong_" and one, or a trivial box.
+        threshold: one of `THRESHOLDS`.
+        scaling: of the maps, one that was measured; see `localize`.
+
+    Returns:
+        `[n]`.
+    """
     if method in measured.box_iou:
         return measured.box_iou[method] >= IOU
-    if method.startswith("wrong_"):
-        return measured.wrong_iou[method.removeprefix("wrong_")][:, threshold_index(threshold)] >= IOU
-    return measured.right_iou[method][:, threshold_index(threshold)] >= IOU
+    ious = measured.wrong_iou if method.startswith("wrong_") else measured.right_iou
+    return ious[scaled_name(method.removeprefix("wrong_"), scaling)][:, threshold_index(threshold)] >= IOU
 
 
 BASELINES = {

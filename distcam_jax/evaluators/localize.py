@@ -21,6 +21,7 @@ from distcam_jax.prototypes import Prototypes
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 DEFAULT_THRESHOLD = 0.2
+SCALINGS = ("max", "minmax")  # of a map before the threshold: by its maximum as `ilsvrc` has it, and from its minimum
 _PENDING = 64  # batches of one method's maps that may wait for their boxes; a map of 14 x 14 has 784 bytes
 
 

@@ -16,11 +16,19 @@ from distcam_jax.evaluators.cases import choose_cases, make_cases, make_comparis
 from distcam_jax.evaluators.classify import Classification, classify
 from distcam_jax.evaluators.explain import Explained, bind_methods, check_names, choose_methods, collect_samples
 from distcam_jax.evaluators.explore import make_explorer
-from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD, Localization, localize_source, tune_thresholds
+from distcam_jax.evaluators.localize import (
+    DEFAULT_THRESHOLD,
+    SCALINGS,
+    Localization,
+    localize_source,
+    scaled_name,
+    tune_thresholds,
+)
 from distcam_jax.evaluators.network import import_network, load_network, network_prototypes
 from distcam_jax.evaluators.provenance import portable, provenance, write_text
 from distcam_jax.evaluators.rows import check_boxes
 from distcam_jax.evaluators.tables import make_tables
+from distcam_jax.evaluators.whitening import measure_whitening, whitening_options
 from distcam_jax.localization import PROTOCOLS
 from distcam_jax.report import Report, Section, format_table, save_figure, save_report
 
@@ -95,6 +103,7 @@ def check_options(options: ml_collections.ConfigDict) -> None:
         if name not in options:
             raise ValueError(f"the configuration has no key evaluate.{name}; it was made for another version")
     check_names(options.methods)
+    whitening_options(options)
     if "dist_cam" not in options.methods:
         raise ValueError("config.evaluate.methods must hold dist_cam, which the others are compared with")
     further = [name for name in PROTOCOLS if name != "ilsvrc"]  # which is always scored
@@ -131,8 +140,10 @@ def _measure(config, options, folder, file, weights, name, data: Dataset) -> _Re
     if options.samples_per_class:
         train, count = training.load_split(config, "train").source, options.samples_per_class
         samples = collect_samples(network, train, batch=options.batch, per_class=count, seed=config.seed)
-    methods = choose_methods(options.methods, network, samples=samples, norm=options.norm, eps=options.eps)
-    maps = bind_methods(methods, network, prototypes, samples=samples)
+    chosen = {"samples": samples, "norm": options.norm, "eps": options.eps, "whitened": True}
+    methods = choose_methods(options.methods, network, **chosen)
+    whitening = measure_whitening(network, prototypes, methods, options, seed=config.seed)
+    maps = bind_methods(methods, network, prototypes, samples=samples, whitening=whitening)
     measured = {}
     # Every network is measured on the same images; which ones it has not been trained on, its own configuration says.
     sources = {"tune": training.load_split(config, "tune").source, "eval": data.source}
@@ -145,6 +156,7 @@ def _measure(config, options, folder, file, weights, name, data: Dataset) -> _Re
             title=f"{title} of the {name} network",
             batch=options.batch,
             protocols=options.protocols if split == "eval" else (),
+            scalings=SCALINGS,
             seed=config.seed,
         )
     cropped = None
@@ -165,8 +177,8 @@ def _metrics(config, results: list[_Result], data: Dataset) -> dict:
         "default_threshold": DEFAULT_THRESHOLD,
         "networks": {result.explained.network.name: _figures(result, data, bootstrap) for result in results},
         "differences": [
-            {"a": a, "b": b, "gt_known": dataclasses.asdict(figure)}
-            for a, b, figure in _differences(results, bootstrap)
+            {"a": a, "b": b, **{name: dataclasses.asdict(figure) for name, figure in found.items()}}
+            for a, b, found in _differences(results, bootstrap)
         ],
     }
 
@@ -213,27 +225,38 @@ _PAIRS = (
     ("intersection", "wrong_intersection"),
     ("intersection", "contrastive"),
     ("intersection", "uniform"),
+    ("mahalanobis", "wrong_mahalanobis"),
+    ("mahalanobis", "contrastive"),
+    ("mahalanobis", "uniform"),
+    ("mahalanobis", "dist_cam"),
 )
+_FROM_CAM = ("dist_cam", "intersection", "mahalanobis")
+_KINDS = {"gt_known": "max", "gt_known_from_minimum": "minmax"}  # of a difference, and how maps are scaled
 
 
 def _differences(results: list[_Result], bootstrap: dict):
     """Paired differences of GT-known at the tuned thresholds: within each network, and from every CAM."""
 
-    def hits(result, method):
-        base = method.removeprefix("wrong_")
-        return figures.hits(result.measured, method, result.explained.tuned.get(base, DEFAULT_THRESHOLD))
+    def hits(result, method, scaling):
+        scaled = scaled_name(method.removeprefix("wrong_"), scaling)
+        threshold = result.explained.tuned.get(scaled, DEFAULT_THRESHOLD)  # a trivial box has none
+        return figures.hits(result.measured, method, threshold, scaling=scaling)
 
     def name(result, method):
         base = method.removeprefix("wrong_")
         return f"{result.explained.network.name}: {figures.TITLES[base]}{' of a wrong class' if base != method else ''}"
 
     first = results[0]
-    pairs = [((first, method), (result, "cam")) for method in ("dist_cam", "intersection") for result in results]
+    pairs = [((first, method), (result, "cam")) for method in _FROM_CAM for result in results]
     pairs += [((result, a), (result, b)) for result in results for a, b in _PAIRS]
     for (left, a), (right, b) in pairs:
         methods = {(left, a.removeprefix("wrong_")), (right, b.removeprefix("wrong_"))}
         if all(method in result.measured.right_iou or method in result.measured.box_iou for result, method in methods):
-            yield name(left, a), name(right, b), figures.difference_figure(hits(left, a), hits(right, b), **bootstrap)
+            found = {
+                kind: figures.difference_figure(hits(left, a, scaling), hits(right, b, scaling), **bootstrap)
+                for kind, scaling in _KINDS.items()
+            }
+            yield name(left, a), name(right, b), found
 
 
 def _report(config, results: list[_Result], data: Dataset, tables):
@@ -258,7 +281,7 @@ def _report(config, results: list[_Result], data: Dataset, tables):
         sections=[
             Section(
                 f"{name.capitalize()} cases",
-                f"{texts[name]} Maps of the true class, boxes at the tuned thresholds.",
+                f"{texts[name]} Maps of the true class, divided by their maximum for boxes at the tuned thresholds.",
                 shown,
             )
             for name, shown in cases.items()

@@ -18,6 +18,7 @@ from distcam_jax.evaluators.table1_hits import TOP, Hits, kept_hits, make_hits
 from distcam_jax.evaluators.table1_networks import KINDS, Given, find_networks
 from distcam_jax.evaluators.table1_splits import check_splits
 from distcam_jax.evaluators.table1_tables import backbone_table, make_tables
+from distcam_jax.evaluators.whitening import measure_whitening, whitening_options
 from distcam_jax.files import check_writable
 from distcam_jax.prototypes import hash_weights
 from distcam_jax.report import format_table
@@ -109,6 +110,7 @@ def measure_network(
         "methods": list(options.methods),
         "norm": options.norm,
         "eps": options.eps,
+        **whitening_options(options),
         "seed": config.seed,
         "thresholds": THRESHOLDS,
         "top": TOP,
@@ -117,8 +119,9 @@ def measure_network(
     def measure() -> Hits:
         path = one.prototypes_path(output)
         prototypes = network_prototypes(network, path, data.class_names, batch=options.batch)
-        methods = choose_methods(options.methods, network, norm=options.norm, eps=options.eps)
-        maps, passes = bind_methods(methods, network, prototypes), {}
+        methods = choose_methods(options.methods, network, norm=options.norm, eps=options.eps, whitened=True)
+        whitening = measure_whitening(network, prototypes, methods, options, seed=config.seed)
+        maps, passes = bind_methods(methods, network, prototypes, whitening=whitening), {}
         for title, split in (("thresholds", tune), ("figures", data)):
             bar = f"{title} of {one.name}"
             passes[title] = localize_source(

@@ -19,11 +19,15 @@ _WITHIN = (
     ("dist_cam_literal", "cam"),
     ("contrastive", "cam"),
     ("intersection", "cam"),
+    ("mahalanobis", "cam"),
     ("dist_cam", "dist_cam_literal"),
     ("dist_cam", "uniform"),
     ("dist_cam", "center_box"),
     ("dist_cam", "whole_image"),
     ("dist_cam", "wrong_prototype"),
+    ("mahalanobis", "dist_cam"),
+    ("mahalanobis", "contrastive"),
+    ("mahalanobis", "uniform"),
 )
 
 

@@ -143,7 +143,7 @@ def kept_hits(path: Path, made_from: dict, measure: Callable[[], Hits]) -> tuple
     """Hits from their file, or measured now and kept there.
 
     Args:
-        path: an .npz file, written whole or not at all: about 2 MB for 50,000 images and six methods.
+        path: an .npz file, written whole or not at all: about 2 MB for 50,000 images and seven methods.
         made_from: all that decides the result, as JSON takes it.
         measure: gives the hits; called where the file is missing, does not read, or was made from something else.
 

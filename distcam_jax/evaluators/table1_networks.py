@@ -10,6 +10,7 @@ from distcam_jax import checkpoints, runs
 from distcam_jax.cam import reciprocal_weights
 from distcam_jax.evaluators.explain import check_names
 from distcam_jax.evaluators.network import Network, import_network, load_network
+from distcam_jax.evaluators.whitening import whitening_options
 from distcam_jax.models.pretrained import SUFFIXES
 
 KINDS = {"weights": "imported weights", "softmax": "softmax run", "metric": "metric run"}
@@ -95,6 +96,7 @@ def _check_options(config) -> None:
     _check_backbones(config)
     options = config.evaluate
     check_names(options.methods)
+    whitening_options(options)
     for name in ("cam", "dist_cam", "uniform"):
         if name not in options.methods:
             role = "is a baseline of the table" if name == "uniform" else "the table is about"

@@ -113,8 +113,9 @@ def backbone_table(metrics: dict, backbone: str) -> Table:
 
 def _paper_note(metrics: dict, paper: dict) -> str:
     protocol = (
-        "Protocol ilsvrc, IoU 0.5, in percent; thresholds are tuned on images that the figures leave out. CAM's class "
-        "decision is the linear layer's, that of every other row the nearest prototype's. "
+        "Protocol ilsvrc, IoU 0.5, in percent: maps are divided by their maximum in every row. Thresholds are tuned on "
+        "images that the figures leave out. CAM's class decision is the linear layer's, that of every other row the "
+        "nearest prototype's. "
     )
     if metrics["data"] != "ilsvrc2012":
         return f"{protocol}These are no figures of ILSVRC 2012: nothing here compares with the paper's Table 1."
