@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distcam_jax.models import convolution
 from distcam_jax.models.convolution import compiler_options, convolve
-from distcam_jax.models.layers import BatchNorm, moments
+from distcam_jax.models.layers import BatchNorm, fan_in_normal, fan_out_normal, moments
 from distcam_jax.models.pooling import average_pool, max_pool
 from distcam_jax.training import create_mesh
 from tests.network_oracles import convolve_by_loop, images_of, max_pool_by_loop
@@ -28,6 +28,14 @@ def convolution_gradients_by_loop(x, kernel, stride, padding, gradient):
             by_kernel += np.einsum("bijk,bo->ijko", padded[:, rows, columns], here)
             by_padded[:, rows, columns] += np.einsum("bo,ijko->bijk", here, kernel)
     return by_padded[:, padding : padding + x.shape[1], padding : padding + x.shape[2]], by_kernel
+
+
+@pytest.mark.parametrize(("draw", "fan"), [(fan_out_normal, "fan_out"), (fan_in_normal, "fan_in")])
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (1, 1, 6, 4)])
+def test_normal_of_a_fan_is_bit_by_bit_that_of_flax(shape, draw, fan):
+    key = jax.random.key(3)
+    want = nnx.initializers.variance_scaling(2.0, fan, "normal")(key, shape, jnp.float32)
+    np.testing.assert_array_equal(draw(key, shape), want)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
