@@ -111,7 +111,7 @@ def _stand_in(config: ml_collections.ConfigDict) -> None:
     )
     config.model.update(widths=(16, 40, 80, 160), drop_rate=0.0)
     config.input.num_workers = 0
-    config.update(log_every=20, epochs=2.0 if config.objective == "episodes" else 10.0)
+    config.update(log_every=20, epochs=2.0 if config.objective == "episodes" else 8.0)
     if config.objective != "episodes":
         config.update(batch=64)
         config.optimizer.update(learning_rate=0.05)

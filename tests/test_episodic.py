@@ -111,7 +111,7 @@ def stages(tmp_path_factory):
 
 
 def test_fit_by_episodes_starts_from_the_weights_of_the_other_run(stages):
-    folder, config, first, _ = stages
+    _, config, first, _ = stages
     mesh = training.create_mesh(jax.devices()[:1])
     optimizer = training.make_optimizer(config, lambda step: 0.0)
     _, fresh = training.create_state(config, 10, optimizer, mesh)
@@ -164,7 +164,7 @@ def test_start_refuses_a_run_of_another_model(stages):
 
 
 def test_start_refuses_a_folder_without_a_run(tmp_path):
-    with pytest.raises(ValueError, match="is no run of train.py: it holds no config.json"):
+    with pytest.raises(ValueError, match=r"is no run of train\.py: it holds no config\.json"):
         starting.starting_config(episode_config(**{"start.run": str(tmp_path)}))
 
 
