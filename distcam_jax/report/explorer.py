@@ -18,6 +18,7 @@ from distcam_jax.report.overlays import (
     PIXEL_ART_SIDE,
     TRUE_BOX_COLOR,
     color_table,
+    data_uri,
     display_size,
     to_uint8,
 )
@@ -272,13 +273,7 @@ def _picture_uri(pixels: np.ndarray, side: int, *, exact: bool) -> str:
         factor = side / max(height, width)
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
-    kind, options = "webp", [cv2.IMWRITE_WEBP_QUALITY, _WEBP_QUALITY]
-    if exact:
-        kind, options = "png", []
-    done, encoded = cv2.imencode(f".{kind}", pixels[..., ::-1], options)
-    if not done:
-        raise ValueError(f"the picture of shape {pixels.shape} could not be encoded as {kind}")
-    return f"data:image/{kind};base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+    return data_uri(pixels, kind="png" if exact else "webp", quality=_WEBP_QUALITY)
 
 
 def json_for_script(payload: Any) -> str:

@@ -62,11 +62,14 @@ def to_uint8(image: Shaped[Array | np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h
     return np.floor(scaled + 0.5).astype(np.uint8)
 
 
-def enlarge(image: Shaped[Array | np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Resizes an image to the size at which it is shown (see `display_size`).
+def enlarge(
+    image: Shaped[Array | np.ndarray, "h w 3"], *, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Resizes an image to the size at which it is shown.
 
     Args:
         image: uint8, or floats in [0, 1].
+        size: height and width of the result; by default `display_size`.
 
     Returns:
         The image as uint8. Images under 32 pixels keep their square pixels, larger ones are interpolated.
@@ -76,7 +79,7 @@ def enlarge(image: Shaped[Array | np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H 
         (320, 480, 3)
     """
     pixels = to_uint8(image)
-    height, width = display_size(*pixels.shape[:2])
+    height, width = display_size(*pixels.shape[:2]) if size is None else size
     if height < pixels.shape[0]:
         interpolation = cv2.INTER_AREA
     elif min(pixels.shape[:2]) < PIXEL_ART_SIDE:
@@ -110,6 +113,7 @@ def overlay_heatmap(
     alpha: float = 0.5,
     colormap: str = "turbo",
     maximum: float | None = None,
+    size: tuple[int, int] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Blends a heatmap over an image: red where it is high, blue where it is low.
 
@@ -123,9 +127,10 @@ def overlay_heatmap(
         colormap: name of a matplotlib colour map.
         maximum: the value that gets the colour of the maximum, so that several maps can share a scale; by default
             the map's own.
+        size: height and width of the picture; by default `display_size`.
 
     Returns:
-        The picture at `display_size`.
+        The picture.
 
     Raises:
         ValueError: for an image that is not `[h, w, 3]`, a map that is not `[a, b]`, a bad alpha, or an unknown
@@ -141,7 +146,7 @@ def overlay_heatmap(
     values = np.asarray(heatmap).astype(np.float64)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"heatmap must be [h, w] and not empty, got shape {values.shape}")
-    picture = enlarge(image)
+    picture = enlarge(image, size=size)
     table = color_table(colormap)
     if not has_heat(values):
         return picture
@@ -240,22 +245,36 @@ def _outline(picture, box, thickness, color, alpha) -> None:
     picture[frame] = np.rint((1 - alpha) * picture[frame] + alpha * np.asarray(color, dtype=np.float64))
 
 
-def data_uri(picture: UInt8[np.ndarray, "h w 3"], *, quality: int = 88) -> str:
-    """Encodes a picture as a JPEG `data:` address, so that a page needs no other file.
+def data_uri(picture: UInt8[np.ndarray, "h w 3"], *, kind: str = "jpeg", quality: int = 88) -> str:
+    """Encodes a picture as a `data:` address, so that a page needs no other file.
 
     Args:
         picture: RGB.
-        quality: of the JPEG, 1 to 100; colours are kept at full resolution, or thin boxes would smear.
+        kind: "jpeg", whose colours are kept at full resolution, or thin boxes would smear; "webp", half as large, for
+            many small pictures without boxes; or "png", which keeps every pixel.
+        quality: 1 to 100; a PNG has none.
 
     Returns:
-        Text that starts with `data:image/jpeg;base64,`.
+        Text that starts with `data:image/` and the kind.
+
+    Raises:
+        ValueError: for an unknown kind.
 
     Example:
         >>> data_uri(np.zeros((8, 8, 3), np.uint8))[:23]
         'data:image/jpeg;base64,'
     """
-    sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    done, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling])
+    options = {
+        "jpeg": [
+            *(cv2.IMWRITE_JPEG_QUALITY, quality),
+            *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+        ],
+        "webp": [cv2.IMWRITE_WEBP_QUALITY, quality],
+        "png": [],
+    }
+    if kind not in options:
+        raise ValueError(f"kind {kind!r} is unknown; valid are {', '.join(options)}")
+    done, encoded = cv2.imencode(f".{kind}", picture[..., ::-1], options[kind])
     if not done:
-        raise ValueError(f"the picture of shape {picture.shape} could not be encoded as JPEG")
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+        raise ValueError(f"the picture of shape {picture.shape} could not be encoded as {kind}")
+    return f"data:image/{kind};base64," + base64.b64encode(encoded.tobytes()).decode("ascii")

@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 
 from distcam_jax.files import write_atomically
+from distcam_jax.report.episode_view import episode_view
 from distcam_jax.report.explorer import Explorer, explorer_payload, explorer_script, json_for_script, script_hash
 from distcam_jax.report.overlays import (
     DERIVED_BOX_COLOR,
@@ -100,6 +101,9 @@ def render_report(report: Report) -> str:
             true_color="rgb({}, {}, {})".format(*TRUE_BOX_COLOR),
             derived_color="rgb({}, {}, {})".format(*DERIVED_BOX_COLOR),
             explorer=None if report.explorer is None else _explorer_view(report.explorer, report),
+            episodes=[
+                episode_view(episode, alpha=report.alpha, colormap=report.colormap) for episode in report.episodes
+            ],
         )
     )
 
