@@ -6,6 +6,7 @@ Every data set is a tensorflow-datasets builder that writes ArrayRecord files; T
 |---|---|---|
 | `digits` | one handwritten digit among clutter, 64 × 64, exact boxes | scikit-learn's digits, drawn on first use |
 | `tiny_imagenet` | photographs, 64 × 64, 200 classes or a choice, one box each | the official archive: `manual_dir` |
+| `tiny_imagenet_fewshot` | the same photographs, splits that share no class | the same, and lists of classes |
 | `ilsvrc2012` | photographs, 1,000 classes, boxes for validation and part of train | the official files: `manual_dir` |
 | `imagenet2012` | the same photographs, without boxes | tensorflow-datasets' own preparation: `data_dir` |
 """
@@ -15,7 +16,7 @@ import operator
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -24,12 +25,14 @@ from distcam_jax.datasets import _builders, _tfds_imagenet
 from distcam_jax.datasets.digits import Digits
 from distcam_jax.datasets.ilsvrc2012 import Ilsvrc2012
 from distcam_jax.datasets.tiny_imagenet import TinyImagenet
+from distcam_jax.datasets.tiny_imagenet_fewshot import TinyImagenetFewshot
 
 __all__ = ["DATASETS", "Dataset", "load_dataset"]
 
 DATASETS: dict[str, type[_builders.LocalBuilder]] = {
     "digits": Digits,
     "tiny_imagenet": TinyImagenet,
+    "tiny_imagenet_fewshot": TinyImagenetFewshot,
     "ilsvrc2012": Ilsvrc2012,
 }
 
@@ -37,6 +40,9 @@ DATASETS: dict[str, type[_builders.LocalBuilder]] = {
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """One split of a data set, with random access; it can be pickled and is cheap to open.
+
+    In the data sets of few-shot learning, splits share no class. The classes are then those of the split that was
+    opened, a sum such as `train+validation` has those of its parts, and labels count from 0 in every one of them.
 
     Attributes:
       name: of the data set.
@@ -80,14 +86,14 @@ def load_dataset(
     Args:
       name: one of `DATASETS`, or `imagenet2012` where tensorflow-datasets itself prepared it in `data_dir`, as
         ArrayRecord files.
-      split: `train`, `validation` or, for `digits`, `test`; also slices and sums, such as `train[:90%]` and
-        `train[90%:]`: the examples are stored in a random order that is always the same.
+      split: `train`, `validation` or, for `digits` and few-shot data, `test`; also slices and sums, such as
+        `train[:90%]` and `train[90%:]`: the examples are stored in a random order that is always the same.
       data_dir: folder of prepared data. Default: the environment variable DISTCAM_DATA_DIR, else ~/.cache/distcam_jax.
       manual_dir: where the files are that you downloaded: `tiny_imagenet` takes the official archive, the folder
         unpacked from it, or a folder that holds one of the two; `ilsvrc2012` takes the folder of the official files,
         see `distcam_jax.datasets.ilsvrc2012` for their names and the room that is needed.
       **options: of the data set: `seed`, `train_size`, `validation_size` and `test_size` for `digits`; `classes` for
-        `tiny_imagenet`.
+        `tiny_imagenet`; `class_splits` and `split_names` for `tiny_imagenet_fewshot`.
 
     Raises:
       ValueError: unknown name, split or option, or a file with wrong content.
@@ -116,13 +122,15 @@ def load_dataset(
     _check_split(split, builder_class.SPLITS)
     config = _make_config(builder_class, options)
     builder = _builders.prepare(builder_class, config, data_dir=data_dir, manual_dir=manual_dir)
-    source = _open_split(builder, split)
+    records = _open_split(builder, split)
+    ids, names = builder.info.features["label"].names, builder.info.metadata["class_names"]
+    classes = builder.classes_of(split_names(split))
     return Dataset(
         name=name,
         split=split,
-        source=_Examples(source),
-        class_names=tuple(builder.info.metadata["class_names"]),
-        class_ids=tuple(builder.info.features["label"].names),
+        source=_Examples(records, {stored: label for label, stored in enumerate(classes)}),
+        class_names=tuple(names[stored] for stored in classes),
+        class_ids=tuple(ids[stored] for stored in classes),
         blacklist_known=bool(builder.info.metadata.get("blacklist_known", False)),
     )
 
@@ -145,10 +153,11 @@ def _open_split(builder: tfds.core.DatasetBuilder, split: str) -> Any:
 
 
 class _Examples(Sequence):
-    """The records of a split as the plain values that `Dataset` promises."""
+    """The records of a split as the plain values that `Dataset` promises; `labels` are those of the stored ones."""
 
-    def __init__(self, records: Any):
+    def __init__(self, records: Any, labels: Mapping[int, int] | None = None):
         self._records = records
+        self._labels = labels
 
     def __len__(self) -> int:
         return len(self._records)
@@ -160,7 +169,10 @@ class _Examples(Sequence):
         if not -len(self) <= position < len(self):
             raise IndexError(f"index: got {position}, want one below {len(self)}")
         example = self._records[position % len(self)]
-        return {**example, "file_name": example["file_name"].decode()}
+        label = example["label"]
+        if self._labels is not None:
+            label = self._labels[label]
+        return {**example, "label": label, "file_name": example["file_name"].decode()}
 
     def __repr__(self) -> str:  # Grain compares it when an iterator is restored, so it must not change between runs
         return f"{type(self).__name__}({self._records!r}, length={len(self)})"

@@ -6,7 +6,7 @@ import io
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,9 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Base of the builders: images with a class and boxes, prepared from local files alone.
 
     A subclass sets `VERSION`, `SPLITS` and `BUILDER_CONFIGS` (one, with every option's default; the options are the
-    fields that its config class adds), calls `set_classes` in `_split_generators`, and is defined with
-    `skip_registration=True`, so that importing it never collides with a builder of the same name elsewhere.
+    fields that its config class adds), calls `set_classes` or `set_split_classes` in `_split_generators`, and is
+    defined with `skip_registration=True`, so that importing it never collides with a builder of the same name
+    elsewhere.
     """
 
     SPLITS: tuple[str, ...] = ()
@@ -38,7 +39,8 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         # tfds refuses a copy of a config that the class itself lists.
         original = state["_original_state"]
         config = _known(type(self), original["config"])
-        super().__setstate__({"_original_state": {**original, "config": config}})
+        with _quiet():
+            super().__setstate__({"_original_state": {**original, "config": config}})
 
     def local_info(self, description: str, **extra_features: Any) -> tfds.core.DatasetInfo:
         """The `DatasetInfo` of every data set here; `extra_features` come on top of the four common ones."""
@@ -61,6 +63,35 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Stores the classes in the order of their labels: id -> name that a reader understands."""
         self.info.features["label"].names = list(names)
         self.info.metadata["class_names"] = list(names.values())
+
+    def set_split_classes(self, splits: Mapping[str, Mapping[str, str]]) -> None:
+        """Stores the classes of splits that share none, in place of `set_classes`: split -> id -> name.
+
+        The examples are stored with the label that a class has among those of all splits, in this order;
+        `classes_of` tells which are a split's own.
+
+        Raises:
+          ValueError: a class is in two splits.
+        """
+        split_of: dict[str, str] = {}
+        ranges, start = {}, 0
+        for split, names in splits.items():
+            for class_id in names:
+                if class_id in split_of:
+                    both = f"{split_of[class_id]} and {split}"
+                    raise ValueError(f"class {class_id!r} is in {both}, want splits that share no class")
+                split_of[class_id] = split
+            ranges[split] = [start, start + len(names)]
+            start += len(names)
+        self.set_classes({class_id: name for names in splits.values() for class_id, name in names.items()})
+        self.info.metadata["split_classes"] = ranges
+
+    def classes_of(self, splits: Collection[str]) -> list[int]:
+        """The stored labels of these splits' classes, ascending; those of all classes where splits share them."""
+        ranges = self.info.metadata.get("split_classes")
+        if ranges is None:
+            return list(range(len(self.info.features["label"].names)))
+        return [label for split, (start, stop) in ranges.items() if split in splits for label in range(start, stop)]
 
 
 def prepare(
