@@ -5,6 +5,7 @@ themselves, from tables, an explorer, sections of cases and comparisons with cla
 """
 
 from distcam_jax.report.build import write_report
+from distcam_jax.report.episode_figures import save_episode_figure
 from distcam_jax.report.episodes import Episode, EpisodeQuery
 from distcam_jax.report.explorer import Explorer, ExplorerImage, ExplorerMethod
 from distcam_jax.report.figures import save_figure
@@ -34,6 +35,7 @@ __all__ = [
     "has_heat",
     "overlay_heatmap",
     "render_report",
+    "save_episode_figure",
     "save_figure",
     "save_report",
     "wilson_interval",

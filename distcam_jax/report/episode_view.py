@@ -33,10 +33,9 @@ def episode_view(episode: Episode, *, alpha: float = 0.5, colormap: str = "turbo
         ['wrong', 'missed']
     """
     queries = [episode.queries[index] for index in episode.order[: episode.max_queries]]
-    shots = sorted({len(images) for images in episode.supports})
     return {
         "episode": episode,
-        "shots": f"{shots[0]}" if len(shots) == 1 else f"{shots[0]} to {shots[-1]}",
+        "shots": shots_text(episode),
         "supports": _support_rows(episode, alpha, colormap),
         "queries": [_query_view(episode, query, alpha, colormap) for query in queries],
     }
@@ -109,6 +108,19 @@ def query_pictures(
     ]
 
 
+def shots_across(shots: int) -> int:
+    """Returns how many of a class's support images stand side by side.
+
+    Args:
+        shots: how many there are.
+
+    Example:
+        >>> [shots_across(shots) for shots in (1, 2, 4, 5)]
+        [1, 2, 2, 3]
+    """
+    return 1 if shots == 1 else 2 if shots <= 4 else 3
+
+
 def cell_size(image: Shaped[Array | np.ndarray, "_ _ 3"], side: int = CELL_SIDE) -> tuple[int, int]:
     """Returns the height and width, in pixels, of a picture in an episode.
 
@@ -148,6 +160,22 @@ def score_texts(scores: Any) -> list[str]:
         if len(set(texts)) == len(np.unique(values)):
             break
     return texts
+
+
+def shots_text(episode: Episode) -> str:
+    """Returns how many support images a class has.
+
+    Args:
+        episode: whose they are.
+
+    Example:
+        >>> image = np.zeros((84, 84, 3))
+        >>> query = EpisodeQuery(image, {"Dist-CAM": np.ones((2, 5, 5))}, [3.0, 5.0], 0, true=1)
+        >>> shots_text(Episode("Episode 0", "", ["cat", "dog"], [[image], [image] * 3], [query]))
+        '1 to 3'
+    """
+    shots = [len(images) for images in episode.supports]
+    return str(shots[0]) if min(shots) == max(shots) else f"{min(shots)} to {max(shots)}"
 
 
 def cell_mark(query: EpisodeQuery, way: int) -> str:

@@ -36,8 +36,8 @@ class EpisodeQuery:
     image: Image
     heatmaps: Mapping[str, Maps]
     scores: Sequence[Any] | Num[Array | np.ndarray, "_"]
-    predicted: int | np.integer
-    true: int | np.integer
+    predicted: int
+    true: int
     file_name: str = ""
 
     def __post_init__(self):

@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 
 from distcam_jax.files import write_atomically
-from distcam_jax.report.episode_view import episode_view
+from distcam_jax.report.episode_view import episode_view, shots_across
 from distcam_jax.report.explorer import Explorer, explorer_payload, explorer_script, json_for_script, script_hash
 from distcam_jax.report.overlays import (
     DERIVED_BOX_COLOR,
@@ -131,7 +131,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["distance"] = distance_text
+    environment.filters |= {"distance": distance_text, "across": shots_across}
     return environment
 
 
