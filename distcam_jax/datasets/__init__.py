@@ -7,6 +7,10 @@ Every data set is a tensorflow-datasets builder that writes ArrayRecord files; T
 | `digits` | one handwritten digit among clutter, 64 × 64, exact boxes | scikit-learn's digits, drawn on first use |
 | `tiny_imagenet` | photographs, 64 × 64, 200 classes or a choice, one box each | the official archive: `manual_dir` |
 | `tiny_imagenet_fewshot` | the same photographs, splits that share no class | the same, and lists of classes |
+| `mini_imagenet` | photographs, 64, 16 and 20 classes | the lists and images, or ILSVRC's: `manual_dir` |
+| `tiered_imagenet` | photographs, 351, 97 and 160 classes | folders of images, one a class: `manual_dir` |
+| `omniglot` | drawn characters, 964 and 659 classes | the official archives, unpacked: `manual_dir` |
+| `class_folders` | your own few-shot data | folders of images, one a class: `manual_dir` |
 | `ilsvrc2012` | photographs, 1,000 classes, boxes for validation and part of train | the official files: `manual_dir` |
 | `imagenet2012` | the same photographs, without boxes | tensorflow-datasets' own preparation: `data_dir` |
 """
@@ -22,8 +26,10 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from distcam_jax.datasets import _builders, _tfds_imagenet
+from distcam_jax.datasets.class_folders import ClassFolders, Omniglot, TieredImagenet
 from distcam_jax.datasets.digits import Digits
 from distcam_jax.datasets.ilsvrc2012 import Ilsvrc2012
+from distcam_jax.datasets.mini_imagenet import MiniImagenet
 from distcam_jax.datasets.tiny_imagenet import TinyImagenet
 from distcam_jax.datasets.tiny_imagenet_fewshot import TinyImagenetFewshot
 
@@ -33,6 +39,10 @@ DATASETS: dict[str, type[_builders.LocalBuilder]] = {
     "digits": Digits,
     "tiny_imagenet": TinyImagenet,
     "tiny_imagenet_fewshot": TinyImagenetFewshot,
+    "mini_imagenet": MiniImagenet,
+    "tiered_imagenet": TieredImagenet,
+    "omniglot": Omniglot,
+    "class_folders": ClassFolders,
     "ilsvrc2012": Ilsvrc2012,
 }
 
@@ -90,10 +100,12 @@ def load_dataset(
         `train[:90%]` and `train[90%:]`: the examples are stored in a random order that is always the same.
       data_dir: folder of prepared data. Default: the environment variable DISTCAM_DATA_DIR, else ~/.cache/distcam_jax.
       manual_dir: where the files are that you downloaded: `tiny_imagenet` takes the official archive, the folder
-        unpacked from it, or a folder that holds one of the two; `ilsvrc2012` takes the folder of the official files,
-        see `distcam_jax.datasets.ilsvrc2012` for their names and the room that is needed.
+        unpacked from it, or a folder that holds one of the two, and `tiny_imagenet_fewshot` the same; `ilsvrc2012`
+        takes the folder of the official files, see `distcam_jax.datasets.ilsvrc2012` for their names and the room that
+        is needed; `distcam_jax.datasets.mini_imagenet` and `distcam_jax.datasets.class_folders` show the layouts of the
+        other data sets.
       **options: of the data set: `seed`, `train_size`, `validation_size` and `test_size` for `digits`; `classes` for
-        `tiny_imagenet`; `class_splits` and `split_names` for `tiny_imagenet_fewshot`.
+        `tiny_imagenet`; `class_splits` and `split_names` for `tiny_imagenet_fewshot`; `title` for `class_folders`.
 
     Raises:
       ValueError: unknown name, split or option, or a file with wrong content.
@@ -146,6 +158,12 @@ def _open_tfds_imagenet(split: str, data_dir: pathlib.Path) -> Dataset:
 
 def _open_split(builder: tfds.core.DatasetBuilder, split: str) -> Any:
     """The records of a split, which must hold some."""
+    missing = [name for name in split_names(split) if name not in builder.info.splits]
+    if missing:
+        raise ValueError(
+            f"split: got {split!r}, but the data was prepared without {missing[0]!r}; put its images into manual_dir, "
+            f"delete the folder {builder.data_path} and load again"
+        )
     if not builder.info.splits[split].num_examples:
         sizes = ", ".join(f"{key} has {value.num_examples}" for key, value in builder.info.splits.items())
         raise ValueError(f"split: got {split!r}, which holds no examples ({sizes})")

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from distcam_jax.datasets._image_folders import first_words
+
 INSTRUCTIONS = (
     "manual_dir must be, or hold, the archive tiny-imagenet-200.zip (or a .tar.gz of it) or the folder "
     "unpacked from it; download it from http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -143,11 +145,11 @@ def class_names(layout: Layout, classes: Sequence[str] | None, option: str = "cl
     chosen = sorted(classes or known & layout.wnids)
     if not chosen:
         raise ValueError(f"{layout.source}: no class of wnids.txt has images in train/; {_AGAIN}")
-    names = dict(line.split("\t", 1) for line in layout.text("words.txt").splitlines() if "\t" in line)
+    names = first_words(layout.text("words.txt"))
     for wnid in chosen:
         if wnid not in names:
             raise ValueError(f"{layout.source}: words.txt has no line for {wnid}; {_AGAIN}")
-    return {wnid: names[wnid].split(",")[0].strip() for wnid in chosen}
+    return {wnid: names[wnid] for wnid in chosen}
 
 
 def train_lines(layout: Layout, wnids: Iterable[str]) -> list[Annotation]:
