@@ -1,7 +1,8 @@
 """Reports: heatmap overlays, result tables, one self-contained HTML page, and picture strips.
 
 `write_report` makes the page from images, features and prototypes of any framework. The evaluators build a `Report`
-themselves, from tables, an explorer, sections of cases and comparisons with class prototypes, and call `save_report`.
+themselves, from tables, an explorer, few-shot episodes, sections of cases and comparisons with class prototypes, and
+call `save_report`.
 """
 
 from distcam_jax.report.build import write_report
