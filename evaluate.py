@@ -27,14 +27,14 @@ flags.mark_flags_as_mutual_exclusive(["workdir", "weights"])
 
 def main() -> None:
     """One call into the package."""
-    from distcam_jax.evaluators import evaluate, run_task, tasks  # after the flags: --help answers at once
+    from distcam_jax.evaluators import evaluate_run, run_task, tasks  # after the flags: --help answers at once
 
     if "task" in _CONFIG.value:  # of many networks, which the configuration names
         unused = (_WORKDIR, _WEIGHTS, _COMPARE, _PROTOTYPES)
         tasks.refuse_flags(_CONFIG.value, {flag.name: flag.value for flag in unused})
         run_task(_CONFIG.value, _OUTPUT.value)
         return
-    evaluate(
+    evaluate_run(
         _CONFIG.value,
         _WORKDIR.value,
         output=_OUTPUT.value or _WORKDIR.value,

@@ -56,6 +56,7 @@ _FREE_KEYS = (
     "evaluate",
     "data.data_dir",
     "data.manual_dir",
+    "input.eval_split",
     "input.num_workers",
 )
 
@@ -97,8 +98,12 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str | Path) -> Pat
 
 
 def data_options(config: ml_collections.ConfigDict) -> dict:
-    """What the configuration says of the data, without where this machine keeps them."""
-    return {name: value for name, value in config.data.items() if name not in ("data_dir", "manual_dir")}
+    """What the configuration says of the data, without where this machine keeps them; of lists of classes, the name."""
+    options = {name: value for name, value in config.data.items() if name not in ("data_dir", "manual_dir")}
+    return {
+        name: Path(value).name if isinstance(value, str) and value.endswith((".json", ".txt")) else value
+        for name, value in options.items()
+    }
 
 
 def load_run_config(workdir: str | Path) -> ml_collections.ConfigDict:

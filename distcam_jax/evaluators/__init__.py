@@ -2,12 +2,13 @@
 
 from distcam_jax.evaluators.explain import Explained, Samples, bind_methods, choose_methods, collect_samples
 from distcam_jax.evaluators.faithfulness import faithfulness
+from distcam_jax.evaluators.fewshot import evaluate_fewshot
 from distcam_jax.evaluators.localize import Localization, localize, tune_thresholds
 from distcam_jax.evaluators.network import Network, load_network, network_prototypes
 from distcam_jax.evaluators.randomization import randomization_similarity
 from distcam_jax.evaluators.run import evaluate
 from distcam_jax.evaluators.specificity import specificity
-from distcam_jax.evaluators.tasks import TASKS, run_task
+from distcam_jax.evaluators.tasks import TASKS, evaluate_run, run_task
 
 __all__ = [
     "TASKS",
@@ -19,6 +20,8 @@ __all__ = [
     "choose_methods",
     "collect_samples",
     "evaluate",
+    "evaluate_fewshot",
+    "evaluate_run",
     "faithfulness",
     "load_network",
     "localize",

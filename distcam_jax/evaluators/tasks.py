@@ -1,12 +1,14 @@
-"""Evaluations of many networks, by the task that a configuration names."""
+"""Evaluations by what their configuration asks for: a task over many networks, or one network in one of two ways."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
 
 from distcam_jax.evaluators.ablations import ablations
 from distcam_jax.evaluators.explanations import explanations
+from distcam_jax.evaluators.fewshot import evaluate_fewshot
+from distcam_jax.evaluators.run import evaluate
 from distcam_jax.evaluators.table1 import table1
 
 TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
@@ -36,6 +38,38 @@ def run_task(config: ml_collections.ConfigDict, output: str | Path | None = None
     metrics = TASKS[task](config, folder)
     print(f"\nfigures: {folder}/metrics.json")
     return metrics
+
+
+def evaluate_run(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path | None,
+    *,
+    output: str | Path | None = None,
+    compare: Sequence[str | Path] = (),
+    prototypes: str | Path | None = None,
+    weights: str | Path | None = None,
+) -> dict:
+    """Evaluates one network as its configuration says: by few-shot episodes, or by classification and localisation.
+
+    Args:
+        config: see `configs/`; few-shot where `evaluate` draws episodes.
+        workdir: the run's folder; None for published weights.
+        output: where the results go.
+        compare: folders of further runs on the same data.
+        prototypes: a prototypes file instead of a pass over the training images.
+        weights: what `load_torch_weights` takes, instead of a run.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        ValueError: when runs, data, files and flags do not belong together.
+    """
+    if "episodes" not in config.evaluate:
+        return evaluate(config, workdir, output=output, compare=compare, prototypes=prototypes, weights=weights)
+    if workdir is None or weights or prototypes:
+        raise ValueError("few-shot evaluation takes the folder of a run, --workdir; leave --weights, --prototypes out")
+    return evaluate_fewshot(config, workdir, output=output, compare=compare)
 
 
 def refuse_flags(config: ml_collections.ConfigDict, flags: Mapping[str, object]) -> None:
