@@ -12,14 +12,14 @@ They lie in `manual_dir`, or in split/ or splits/ below it. Beside them, `manual
     ILSVRC2012_img_train.tar         the same, as downloaded; it is read in place
 
 where links will do. Without lists, the layout of `distcam_jax.datasets.class_folders` is read: train/, val/ and test/
-with a folder of images for each class. The prepared data is one and the same, whichever of them it is made from.
+with a folder of images for each class. Names, labels and order of the examples are the same in all forms.
 
 The eight digits after the WordNet id are no number of an ILSVRC file. They are the place of the image, counted from 1,
-among all training images of its class, sorted by the number in their ILSVRC names. The authors of the lists do not say
-so; it is how two programs read them that others share: mini_imagenet_generator.py of yaoyao-liu/mini-imagenet-tools and
-write_miniImagenet_filelist.py of wyharveychen/CloserLookFewShot. It has not been checked here against images of the
-authors. A class's folder that lacks some images of ILSVRC would shift the places; only one that becomes too short is
-noticed.
+among all training images of its class, sorted by the number in their ILSVRC names. No word of the lists' authors is
+known that says so; it is how two public programs read them, mini_imagenet_generator.py of
+yaoyao-liu/mini-imagenet-tools and write_miniImagenet_filelist.py of wyharveychen/CloserLookFewShot. It has not been
+checked here against images of the authors. A class's folder that lacks some images of ILSVRC would shift the places;
+only one that becomes too short is noticed.
 
 Images are stored as found. The originals of ILSVRC take 7 GB and are decoded at their full size in every epoch; copies
 of 84 x 84 pixels take 0.2 GB. Which was prepared shows in no name: delete the folder to change over.
