@@ -13,13 +13,12 @@ import operator
 import os
 import pathlib
 import sys
-import time
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from measure import CLASSES, machine, median_interval, spread, take_turns, turns
+from measure import CLASSES, alternate, machine, median_interval, spread, take_turns
 from photographs import photograph
 
 from distcam_jax import runs, training
@@ -116,22 +115,6 @@ def whole_pass(network, prototypes, batches, maps):
     for iou in measured.right_iou.values():
         assert iou.shape == (len(measured.labels), len(THRESHOLDS)), iou.shape
     return measured
-
-
-def alternate(alternatives, repeats):
-    """Seconds of the clock and of the processor, `{name: [repeats]}` each, after one call that is not timed.
-
-    A call takes seconds, so that every turn needs no such call of its own, as `take_turns` makes.
-    """
-    wall, processor = ({name: [] for name in alternatives} for _ in range(2))
-    for alternative in alternatives.values():
-        alternative()
-    for name in turns(alternatives, repeats):
-        start = time.perf_counter(), time.process_time()
-        alternatives[name]()
-        wall[name].append(time.perf_counter() - start[0])
-        processor[name].append(time.process_time() - start[1])
-    return wall, processor
 
 
 def compare(network, prototypes, batches, names, repeats):
