@@ -5,7 +5,7 @@
     python train.py    --config=configs/mini_imagenet.py:episodes --workdir=runs/mini/episodes \
         --config.data.manual_dir=<folder of the data> --config.start.run=runs/mini/cosine
     python evaluate.py --config=configs/mini_imagenet.py:episodes --workdir=runs/mini/episodes \
-        --config.data.manual_dir=<folder of the data> --config.start.run=runs/mini/cosine
+        --config.data.manual_dir=<folder of the data> --compare=runs/mini/cosine
 
 The argument is `objective[,stand_in]`. Stage 1 is `cosine` (cosine similarities to a vector a class, with a learnt
 temperature) or `softmax` (a linear layer): the network learns to tell all training classes apart. Stage 2,

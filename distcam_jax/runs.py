@@ -143,7 +143,8 @@ def load_comparable_run(workdir: str | Path, config: ml_collections.ConfigDict) 
     except ValueError as error:
         raise ValueError(f"{workdir}: {error}") from error
     made.evaluate.checkpoint = config.evaluate.checkpoint
-    if data_options(made) != data_options(config):
+    there, here = (json.dumps(data_options(one), sort_keys=True) for one in (made, config))  # tuples are lists there
+    if there != here:
         raise ValueError(
             f"{workdir} was trained on other data than this configuration's; only runs on the same data compare"
         )

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from distcam_jax import runs, training
-from distcam_jax.evaluators import evaluate_run, fewshot, fewshot_cases, fewshot_tables, load_network
+from distcam_jax.evaluators import (
+    evaluate_run,
+    fewshot,
+    fewshot_cases,
+    fewshot_tables,
+    load_network,
+    provenance,
+)
 from distcam_jax.evaluators.fewshot_decisions import check_fewshot_options, decisions_of
 from distcam_jax.input_pipeline import EpisodeSampler, make_eval_batches, read_labels
 from distcam_jax.report import format_table
@@ -240,3 +247,20 @@ def test_data_options_of_a_run_do_not_tell_where_a_list_of_classes_lies():
     with config.unlocked():
         config.data = {"name": "tiny_imagenet_fewshot", "manual_dir": "/a/b", "class_splits": "/a/splits.json"}
     assert runs.data_options(config) == {"name": "tiny_imagenet_fewshot", "class_splits": "splits.json"}
+
+
+def test_portable_configuration_names_the_starting_run_without_its_place():
+    config = fewshot_config()
+    with config.unlocked():
+        config.start = {"run": "/somewhere/runs/cosine", "checkpoint": "best"}
+    assert provenance.portable(config)["start"] == {"run": "cosine", "checkpoint": "best"}
+
+
+def test_runs_on_the_same_choice_of_classes_compare(finished, tmp_path):
+    _, config, *_ = finished
+    with config.copy_and_resolve_references().unlocked() as changed:
+        changed.data.split_names = ("a", "b", "c")
+    runs.claim_workdir(changed, tmp_path)
+    assert list(runs.load_comparable_run(tmp_path, changed).data.split_names) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="was trained on other data than this configuration's"):
+        runs.load_comparable_run(tmp_path, config)

@@ -69,6 +69,8 @@ def evaluate_fewshot(
     output, options = Path(output or workdir), config.evaluate
     runs.check_config(config)
     check_fewshot_options(options)
+    if "start" in config:  # the run's own: what it went on from need not be told again
+        config.start = runs.load_run_config(workdir).get("start", config.start)
     runs.check_workdir(config, workdir)
     train, data = (training.load_split(config, split) for split in ("train", "eval"))
     episodes = draw_episodes(config, data)

@@ -58,7 +58,9 @@ def machine_name() -> str:
 
 def portable(config: ml_collections.ConfigDict) -> dict:
     """The configuration without where this machine keeps its data, and of folders of networks the name alone."""
-    folders = {name: Path(config[name]).name for name in ("runs", "weights") if name in config}
+    folders: dict = {name: Path(config[name]).name for name in ("runs", "weights") if name in config}
+    if "start" in config:
+        folders["start"] = config.start.to_dict() | {"run": Path(config.start.run).name}
     return config.to_dict() | {"data": runs.data_options(config)} | folders
 
 
