@@ -104,7 +104,7 @@ def compare(features, rows, options, repeats):
     }
     found, expected = alternatives["episode_accuracies"](), alternatives["NumPy loop"]()
     np.testing.assert_allclose(found.mean(), expected.mean(), atol=MOST_DIFFERENCE)
-    row = {
+    row: dict = {
         "accuracy": {"NumPy loop": float(expected.mean()), "episode_accuracies": float(found.mean())},
         "episodes_that_differ": int(np.sum(np.abs(found - expected) > 1e-6)),
     }
