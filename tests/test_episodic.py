@@ -163,6 +163,14 @@ def test_start_refuses_a_run_of_another_model(stages):
         starting.starting_config(changed)
 
 
+def test_start_takes_a_run_of_the_same_model_whose_widths_were_a_tuple(tmp_path):
+    config = episode_config(**{"start.run": str(tmp_path)})
+    with config.unlocked():
+        config.model.widths = (4, 8, 8, 16)
+    runs.claim_workdir(config, tmp_path)
+    assert starting.starting_config(config).evaluate.checkpoint == "latest"
+
+
 def test_start_refuses_a_folder_without_a_run(tmp_path):
     with pytest.raises(ValueError, match=r"is no run of train\.py: it holds no config\.json"):
         starting.starting_config(episode_config(**{"start.run": str(tmp_path)}))

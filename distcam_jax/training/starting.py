@@ -1,6 +1,7 @@
 """Training that starts from the weights of another run, such as episodes after whole classification."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -58,8 +59,9 @@ def starting_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
     if not folder:
         return None
     made = runs.load_run_config(folder)
-    there, here = made.model.to_dict(), config.model.to_dict()
-    there, here = (runs.flatten({"model": values}) for values in (there, here))
+    # Through JSON, which the other has been through: a tuple is a list there.
+    there, here = (json.loads(json.dumps({"model": one.model.to_dict()})) for one in (made, config))
+    there, here = runs.flatten(there), runs.flatten(here)
     differ = [
         f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
         for name in sorted(there.keys() | here.keys())
