@@ -3,9 +3,16 @@
     python evaluate.py --config=configs/explanations.py:choose --output=runs/explanations/choose \
         --config.data.manual_dir=<folder with tiny-imagenet-200 or its archive>
 
-The networks are those that configs/ablations.py trains, in `config.runs`. The argument is `choose`: many candidates, on
-the validation images of sixteen classes; or `report`: what was chosen and its rivals, on those of twenty other classes.
-`--config.classes=` takes others. docs/method.md tells what came out.
+The networks are those that configs/ablations.py trains, in `config.runs`. The argument is one of
+
+* `choose`: many candidates, on the validation images of sixteen classes;
+* `report`: what was chosen and its rivals, on those of twenty other classes;
+* `sanity`: of two networks, how alike the maps stay where parameters become random part by part, from the head to the
+  stem (Adebayo et al., NeurIPS 2018), beside deletion and insertion on twice as many images as in `report`. A map that
+  explains a network must change with its parameters.
+
+`--config.classes=` takes others, `--config.networks="('name',)"` too. What was measured of a network is kept in the
+output's folder `pieces`, so that a command that was stopped goes on. docs/method.md tells what came out.
 """
 
 import math
@@ -106,15 +113,15 @@ CANDIDATES = (
 
 def get_config(argument: str = "report") -> ml_collections.ConfigDict:
     """Plain values; every key is read."""
-    if argument not in ("choose", "report"):
-        raise ValueError(f"configs/explanations.py: got {argument!r}, want choose or report")
-    choose = argument == "choose"
+    if argument not in ("choose", "report", "sanity"):
+        raise ValueError(f"configs/explanations.py: got {argument!r}, want choose, report or sanity")
+    choose, sanity = argument == "choose", argument == "sanity"
     return ml_collections.ConfigDict(
         dict(
             task="explanations",
             seed=0,
             runs="runs/ablations",
-            networks=("softmax_0", "metric_0") if choose else REPORTED,
+            networks=REPORTED if argument == "report" else ("softmax_0", "metric_0"),
             data=dict(name="tiny_imagenet", manual_dir="", classes=""),
             classes=VAL16 if choose else NOVEL20,
             evaluate=dict(
@@ -126,7 +133,8 @@ def get_config(argument: str = "report") -> ml_collections.ConfigDict:
                 whitening_samples=100,  # training images of each class
                 whitening_ridge=1.0,
                 resamples=2000,
-                pairs=1000,
+                localize=not sanity,
+                pairs=0 if sanity else 1000,  # 0 leaves them out, as it does with images below
                 pair_batch=50,
                 faithful=(
                     "cam",
@@ -138,9 +146,11 @@ def get_config(argument: str = "report") -> ml_collections.ConfigDict:
                     "grad_cam_l1",
                     "decomposition_cosine",
                 ),
-                faithful_images=0 if choose else 100,
+                faithful_images={"choose": 0, "report": 100, "sanity": 200}[argument],
                 faithful_batch=25,
                 faithful_steps=16,
+                randomized_images=200 if sanity else 0,
+                randomized_samples=20,  # training images of each class, for the prototypes of each random network
                 checkpoint="latest",
             ),
         )

@@ -9,13 +9,15 @@ import pytest
 from jax import numpy as jnp
 
 from configs import explanations as study_config
+from distcam_jax.evaluators import explanation_figures as figures
 from distcam_jax.evaluators import explanations as study
-from distcam_jax.evaluators.localize import THRESHOLDS, localize_source, scaled_name
-from distcam_jax.methods import Method
+from distcam_jax.evaluators.localize import THRESHOLDS, Localization, localize_source, scaled_name
+from distcam_jax.evaluators.pieces import Pieces
 from distcam_jax.report import format_table
 from tests.patch_network import SIZE, PatchNetwork, make_data, make_prototypes
 
 BOOTSTRAP = {"seed": 0, "resamples": 200}
+REST = {"intervals": "95 %", "config": {"evaluate": {"randomized_samples": 7}}}
 
 
 def rows_of(right, pointing, *, asks=True):
@@ -50,20 +52,24 @@ def measured():
             "top1": [1, 1, 0, 0],
             "boxes": {"center_box": [1, 1, 1, 0]},
             "methods": softmax,
-            "faithfulness": {"deletion": {"best": [2.0]}},
+            "faithfulness": {"deletion": {"best": [2.0, 3.0], "random": [1.0, None], "center": [4.0, 4.0]}},
+            "randomized": {
+                "head": {"cam": [0.5, 0.0, None], "best": [1.0, 1.0, 1.0], "uniform": [1.0, 1.0, 1.0]},
+                "stem": {"cam": [0.1, -0.3, 0.2], "best": [0.2, 0.3, 0.1], "uniform": [None, None, None]},
+            },
         },
         "metric": {"images": 4, "top1": [1, 0, 0, 0], "boxes": {"center_box": [1, 1, 1, 0]}, "methods": metric},
     }
 
 
 def test_summarize_gives_means_and_leaves_out_what_was_not_measured():
-    networks = study.summarize(measured(), **BOOTSTRAP)["networks"]
+    networks = figures.summarize(measured(), **BOOTSTRAP)["networks"]
     best = networks["softmax"]["methods"]["best"]
     assert best["right"]["value"] == 0.75
     assert best["right_minmax"]["value"] == 1.0
     assert best["pointing"]["value"] == 0.75
     assert best["correlation"]["value"] == 0.5  # of the one that is known
-    assert best["deletion"]["value"] == 2.0
+    assert best["deletion"]["value"] == 2.5
     assert "deletion" not in networks["softmax"]["methods"]["cam"]
     assert "wrong" not in networks["softmax"]["methods"]["uniform"]  # it cannot be asked for a class
     assert networks["softmax"]["boxes"]["center_box"]["value"] == 0.75
@@ -71,7 +77,7 @@ def test_summarize_gives_means_and_leaves_out_what_was_not_measured():
 
 
 def test_summarize_compares_with_the_cam_of_the_network_or_of_the_others():
-    differences = study.summarize(measured(), **BOOTSTRAP)["differences"]
+    differences = figures.summarize(measured(), **BOOTSTRAP)["differences"]
     found = {(row["a"], row["b"]): (row["right"]["value"], row["pointing"]["value"]) for row in differences}
     assert found == {
         ("softmax: best", "softmax: CAM"): (0.5, 0.25),
@@ -81,18 +87,56 @@ def test_summarize_compares_with_the_cam_of_the_network_or_of_the_others():
 
 
 def test_tables_show_both_rules_and_faithfulness_only_where_it_is_known():
-    metrics = study.summarize(measured(), **BOOTSTRAP) | {"intervals": "95 %"}
-    softmax, metric, differences = (format_table(table) for table in study.make_tables(metrics))
+    metrics = figures.summarize(measured(), **BOOTSTRAP) | REST
+    softmax, _, metric, differences = (format_table(table) for table in figures.make_tables(metrics))
     assert "from the minimum" in softmax
     assert "centre box" in softmax
     assert "deletion" in softmax
+    assert "of 2 images" in softmax
     assert "deletion" not in metric.split("\n\n")[0].splitlines()[1]
     assert "softmax: best − softmax: CAM" in differences
 
 
+def test_tables_show_the_controls_of_faithfulness():
+    metrics = figures.summarize(measured(), **BOOTSTRAP) | REST
+    controls = metrics["networks"]["softmax"]["controls"]
+    assert {name: found["deletion"]["value"] for name, found in controls.items()} == {"random": 1.0, "center": 4.0}
+    rows = {row.name: row.cells for row in figures.make_tables(metrics)[0].rows}
+    assert rows["random map"][-1].value == 1.0
+    assert rows["Gaussian about the centre"][:-1] == [None] * (len(rows["random map"]) - 1)
+    assert "controls" not in metrics["networks"]["metric"]
+
+
+def test_table_of_random_parameters_has_methods_by_parts():
+    metrics = figures.summarize(measured(), **BOOTSTRAP) | REST
+    found = metrics["networks"]["softmax"]
+    assert found["randomized"]["head"]["cam"]["value"] == 0.25  # of those that are known
+    assert found["randomized"]["stem"]["uniform"] is None
+    assert found["randomized_images"] == 3
+    table = figures.make_tables(metrics)[1]
+    assert [column.name for column in table.columns] == ["head", "stem"]
+    assert [row.name for row in table.rows] == ["CAM", "best", "uniform"]
+    assert [cell.value for cell in table.rows[0].cells] == [0.25, pytest.approx(0)]
+    assert [table.rows[1].cells[0].low, table.rows[1].cells[0].high] == [1.0, 1.0]
+    assert "3 images, 7 training images a class" in table.note
+    assert "randomized" not in metrics["networks"]["metric"]
+
+
+def test_tables_leave_out_what_was_not_asked_for():
+    rows = {name: {"title": name, "asks": True} for name in ("cam", "best")}
+    areas = {"deletion": {"cam": [1.0], "center": [2.0]}, "insertion": {"cam": [3.0], "center": [4.0]}}
+    alone = {"images": 4, "methods": rows, "faithfulness": areas}
+    metrics = figures.summarize({"a": alone, "b": {"images": 4, "methods": rows}}, **BOOTSTRAP) | REST
+    assert metrics["differences"] == []
+    (table,) = figures.make_tables(metrics)
+    assert [column.name for column in table.columns] == ["deletion", "insertion"]
+    assert "top-1" not in table.note
+    assert "Chance" not in table.note
+
+
 def test_no_cam_no_table_of_differences():
-    metrics = study.summarize({"metric": measured()["metric"]}, **BOOTSTRAP) | {"intervals": "95 %"}
-    assert len(study.make_tables(metrics)) == 1
+    metrics = figures.summarize({"metric": measured()["metric"]}, **BOOTSTRAP) | REST
+    assert len(figures.make_tables(metrics)) == 1
 
 
 def loop_iou(heatmap, box, threshold, scaling):
@@ -130,24 +174,36 @@ def test_localize_scales_each_map_by_both_rules():
         np.testing.assert_array_equal(iou["low, scaling=minmax"], iou["high, scaling=minmax"])
 
 
-def test_rows_of_a_method_use_the_threshold_of_each_rule(without_type_checks):
+def test_rows_of_a_method_use_the_threshold_of_each_rule():
     low, high = (THRESHOLDS.index(value) for value in (0.2, 0.6))
     iou = np.zeros((2, len(THRESHOLDS)))
     iou[0, low], lifted = 0.5, np.zeros_like(iou)
     lifted[1, high] = 0.7
-    passed = types.SimpleNamespace(
+    nothing = np.zeros(2, int)
+    passed = Localization(
+        *(nothing, nothing, nothing, {}, nothing),
         right_iou={"m": iou, scaled_name("m", "minmax"): lifted},
         wrong_iou={"m": lifted, scaled_name("m", "minmax"): iou},
+        box_iou={},
     )
+    tuned = {"m": 0.2, scaled_name("m", "minmax"): 0.6}
+    rows = study._box_rows("m", passed, tuned)
+    assert rows == {
+        "threshold": 0.2,
+        "right": [1, 0],
+        "wrong": [0, 0],
+        "threshold_minmax": 0.6,
+        "right_minmax": [0, 1],
+        "wrong_minmax": [0, 0],
+    }
+
+
+def test_rows_of_pairs_are_means_of_both_questions(without_type_checks):
     halves = {"m": np.array([[1.0, 0.0], [1.0, 1.0]])}
     pointed = types.SimpleNamespace(
         correlation={"m": np.array([0.25, np.nan])}, pointing=halves, energy=halves, swap={"m": np.array([1.0, 0.5])}
     )
-    tuned = {"m": 0.2, scaled_name("m", "minmax"): 0.6}
-    rows = study._method_rows("m", Method("M", None), passed, tuned, pointed)
-    assert rows["right"] == [1, 0]
-    assert rows["wrong"] == [0, 0]
-    assert rows["right_minmax"] == [0, 1]
+    rows = study._pair_rows("m", pointed)
     assert rows["pointing"] == [0.5, 1.0]
     assert rows["swap"] == [1.0, 0.5]
     assert rows["correlation"] == [0.25, None]
@@ -174,5 +230,68 @@ def test_class_rows_select_by_name_and_name_what_is_unknown(without_type_checks)
 
 def test_the_classes_of_choosing_and_of_reporting_differ():
     assert not set(study_config.VAL16) & set(study_config.NOVEL20)
-    with pytest.raises(ValueError, match="got 'guess', want choose or report"):
+    with pytest.raises(ValueError, match="got 'guess', want choose, report or sanity"):
         study_config.get_config("guess")
+
+
+def test_the_sanity_check_measures_neither_boxes_nor_pairs():
+    config = study_config.get_config("sanity")
+    options = config.evaluate
+    assert (options.localize, options.pairs, options.faithful_images, options.randomized_images) == (False, 0, 200, 200)
+    assert config.networks == ("softmax_0", "metric_0")
+    for argument in ("choose", "report", "sanity"):
+        study.check_options(study_config.get_config(argument).evaluate)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs": -1}, "config.evaluate.pairs must be 0 or more, got -1"),
+        ({"randomized_images": 5, "randomized_samples": 0}, "randomized_samples must be at least 1, got 0"),
+        ({"randomized_images": 0, "faithful_images": 0}, "leaves nothing to measure: set localize or one of pairs"),
+        ({"randomized_images": None}, "has no key evaluate.randomized_images; it was made for another version"),
+        ({"whitening_ridge": 0.0}, r"config.evaluate.whitening_ridge must be positive, got 0\.0"),
+    ],
+    ids=str,
+)
+def test_check_options_names_the_key(changes, message):
+    values = study_config.get_config("sanity").evaluate.to_dict() | changes
+    options = ml_collections.ConfigDict({name: value for name, value in values.items() if value is not None})
+    with pytest.raises(ValueError, match=message):
+        study.check_options(options)
+
+
+def test_measured_is_kept_in_two_pieces_that_know_what_decides_them(tmp_path, monkeypatch, without_type_checks):
+    calls = []
+
+    def measuring(name):
+        def measure(config, network, prototypes, data):
+            calls.append(name)
+            return {"head": {"cam": [0.5]}} if name == "random" else {"images": 1}
+
+        return measure
+
+    monkeypatch.setattr(study, "_measure", measuring("maps"))
+    monkeypatch.setattr(study, "_measure_randomized", measuring("random"))
+    config, state = study_config.get_config("sanity"), {"head": np.ones(2), "stem": np.ones(3)}
+
+    def found():
+        calls.clear()
+        network = types.SimpleNamespace(name="n", state=state)
+        return study._measure_kept(Pieces(tmp_path), config, network, None, None)
+
+    assert found() == {"images": 1, "randomized": {"head": {"cam": [0.5]}}}
+    assert calls == ["maps", "random"]
+    assert found()["randomized"] == {"head": {"cam": [0.5]}}
+    assert not calls
+    config.evaluate.randomized_samples = 3  # of no consequence to the first piece
+    found()
+    assert calls == ["random"]
+    config.evaluate.faithful_images = 10  # nor this to the second
+    found()
+    assert calls == ["maps"]
+    state["head"] = np.zeros(2)  # the classifier, which CAM is made of
+    found()
+    assert calls == ["maps", "random"]
+    config.evaluate.randomized_images = 0
+    assert found() == {"images": 1}

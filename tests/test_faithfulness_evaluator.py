@@ -9,15 +9,19 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 
+from configs import explanations as explanations_config
 from distcam_jax import training
+from distcam_jax.evaluators import explanations, randomization
 from distcam_jax.evaluators.faithfulness import Faithfulness, faithfulness
 from distcam_jax.evaluators.network import Network
 from distcam_jax.evaluators.randomization import parameter_groups, randomization_similarity, randomize_parameters
+from distcam_jax.evaluators.whitening import sample_whitening
 from distcam_jax.faithfulness import area_under_curve, deletion_images, gaussian_blur, insertion_images, random_maps
 from distcam_jax.models import create_model
 from distcam_jax.models.layers import BatchNorm
 from distcam_jax.models.resnet import BasicBlock, ResNet
 from distcam_jax.prototypes import Prototypes
+from tests.patch_network import make_data
 from tests.tiny_run import tiny_config
 
 SIZE, MEAN = 16, (0.4, 0.5, 0.6)
@@ -260,8 +264,12 @@ def test_randomization_similarity_falls_where_the_method_looks_at_the_network(sm
     training_batch = {**batch, "mask": mask & (labels != 2)}  # the third class has no sample
     given = []
 
-    def bind(network, prototypes):
+    def bind(network, prototypes, samples):
         given.append(prototypes.prototypes)
+        assert samples.labels.tolist() == [0, 1, 0, 1, 1, 0]
+        for label in (0, 1):  # the prototypes are the means of these
+            mean = samples.embeddings[samples.labels == label].mean(axis=0)
+            np.testing.assert_allclose(prototypes.prototypes[label], mean, rtol=1e-5, atol=1e-6)
 
         def maps(features, classes):
             return {
@@ -282,3 +290,37 @@ def test_randomization_similarity_falls_where_the_method_looks_at_the_network(sm
     # Each stage's prototypes are those of its own network.
     np.testing.assert_array_equal(given[0], given[1])
     assert all(np.abs(one - given[0]).max() > 1e-3 for one in given[2:])
+
+
+def test_study_measures_random_parameters_with_prototypes_and_a_covariance_of_each_network(small, monkeypatch):
+    splits = {"train": np.array([0, 1, 2] * 8), "eval": np.array([2, 0, 1, 1, 0, 2, 2])}
+    monkeypatch.setattr(training, "load_split", lambda config, split: make_data(splits[split]))
+    upper = ("head", "stage4")  # the others would cost seconds and show nothing else
+    monkeypatch.setattr(
+        randomization, "parameter_groups", lambda model: {name: parameter_groups(model)[name] for name in upper}
+    )
+    config = explanations_config.get_config("sanity")
+    config.classes = ("n2", "n0")  # five images of seven
+    config.evaluate.update(methods=("cam", "mahalanobis", "uniform"), batch=8)
+    config.evaluate.update(randomized_images=4, randomized_samples=5)
+    run_config = tiny_config("softmax", **{"input.image_size": 16})
+    network = Network("tiny", run_config, None, None, training.create_mesh(), *nnx.split(small[0]), "")
+    given = []
+
+    def whitening_of(samples, prototypes, *, ridge):
+        given.append((samples, prototypes))
+        return sample_whitening(samples, prototypes, ridge=ridge)
+
+    monkeypatch.setattr(explanations, "sample_whitening", whitening_of)
+    counts = Prototypes(np.ones((5, 32), np.float32), np.array([8, 8, 8, 0, 0]), tuple("abcde"), {}, "")
+    found = explanations._measure_randomized(config, network, counts, make_data(splits["eval"]))
+    assert list(found) == ["head", "stage4"]
+    assert {len(values) for by_method in found.values() for values in by_method.values()} == {4}
+    head, both = ({name: np.mean(values) for name, values in found[part].items()} for part in upper)
+    assert {name for name, mean in head.items() if mean > 0.999} == {"mahalanobis", "uniform"}
+    assert all(mean < 0.95 for mean in both.values())
+    assert len(given) == 3  # the trained network, and both that are random in part
+    for samples, prototypes in given:
+        assert np.bincount(samples.labels).tolist() == [5, 5, 5]
+        mean = samples.embeddings[samples.labels == 1].mean(axis=0)
+        np.testing.assert_allclose(prototypes.prototypes[1], mean, rtol=1e-4, atol=1e-6)

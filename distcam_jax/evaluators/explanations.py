@@ -1,6 +1,8 @@
-"""How good explanations are: localisation, dependence on the class asked, and faithfulness, of many methods at once."""
+"""How good explanations are: localisation, dependence on the class asked, faithfulness, of many methods at once.
 
-import dataclasses
+And the sanity check: how much they change where a network's parameters are random.
+"""
+
 import functools
 import json
 from collections.abc import Sequence
@@ -12,42 +14,45 @@ from tqdm import tqdm
 
 from distcam_jax import runs, training
 from distcam_jax.datasets import Dataset
-from distcam_jax.evaluators import figures
-from distcam_jax.evaluators.explain import bind_methods, choose_methods
+from distcam_jax.evaluators.explain import MapFunction, Samples, bind_methods, choose_methods, find_rows
+from distcam_jax.evaluators.explanation_figures import PAIR_MEASURES, make_tables, summarize
 from distcam_jax.evaluators.faithfulness import faithfulness
-from distcam_jax.evaluators.localize import (
-    SCALINGS,
-    Localization,
-    localize_source,
-    scaled_name,
-    threshold_index,
-    tune_thresholds,
-)
+from distcam_jax.evaluators.figures import hits
+from distcam_jax.evaluators.localize import SCALINGS, Localization, localize_source, scaled_name, tune_thresholds
 from distcam_jax.evaluators.network import Network, load_network, network_prototypes
 from distcam_jax.evaluators.pieces import Pieces
 from distcam_jax.evaluators.provenance import provenance, write_text
+from distcam_jax.evaluators.randomization import randomization_similarity
 from distcam_jax.evaluators.rows import read_labels
-from distcam_jax.evaluators.specificity import specificity
-from distcam_jax.evaluators.tables import figure_cell
-from distcam_jax.evaluators.whitening import measure_whitening
+from distcam_jax.evaluators.specificity import Specificity, specificity
+from distcam_jax.evaluators.whitening import measure_whitening, needs_whitening, sample_whitening, whitening_options
 from distcam_jax.input_pipeline import Rows
 from distcam_jax.methods import Method, margin_maps
 from distcam_jax.methods.margins import EVIDENCE_NEEDS
-from distcam_jax.prototypes import Prototypes
-from distcam_jax.report import Column, Row, Table, format_table
+from distcam_jax.prototypes import Prototypes, hash_weights
+from distcam_jax.report import format_table
 
-IOU = figures.IOU
-PAIR_MEASURES = ("pointing", "energy", "swap")
-RIGHT, WRONG = ("right", "right_minmax"), ("wrong", "wrong_minmax")
-DIFFERENCES = (*RIGHT, "pointing")
+_COUNTS = ("pairs", "faithful_images", "randomized_images")  # of what is measured; 0 leaves it out
+_RANDOMIZED = (
+    "batch",
+    "methods",
+    "margins",
+    "norm",
+    "eps",
+    "whitening_ridge",
+    "randomized_images",
+    "randomized_samples",
+)
 
 
 def explanations(config: ml_collections.ConfigDict, output: str | Path) -> dict:
     """Measures every method on every network of a configuration, prints the tables and writes them.
 
-    For each network and method: GT-known for the right class and for a wrong one, at the threshold tuned on training
-    images of all classes; two-object pointing with each class asked in turn; how alike the maps of several classes are;
-    deletion and insertion of the margin. What was measured is kept network by network, so that a second call goes on.
+    For each network and method, as far as the configuration asks for it: GT-known for the right class and for a wrong
+    one, at the threshold tuned on training images of all classes; two-object pointing with each class asked in turn,
+    and how alike the maps of several classes are; deletion and insertion of the margin; how alike the maps stay where
+    parameters are random. What was measured is kept network by network, the last of these in a file of its own, so that
+    a second call goes on.
 
     Args:
         config: see `configs/explanations.py`.
@@ -57,8 +62,9 @@ def explanations(config: ml_collections.ConfigDict, output: str | Path) -> dict:
         What `metrics.json` holds.
 
     Raises:
-        ValueError: when a run is missing or was trained on other data, or names are unknown.
+        ValueError: when a run is missing or was trained on other data, names are unknown, or options out of range.
     """
+    check_options(config.evaluate)
     output, pieces, measured = Path(output), Pieces(Path(output) / "pieces"), {}
     for name in config.networks:
         folder = Path(config.runs) / name
@@ -69,16 +75,47 @@ def explanations(config: ml_collections.ConfigDict, output: str | Path) -> dict:
         prototypes = network_prototypes(
             network, folder / "prototypes.safetensors", data.class_names, batch=config.evaluate.batch
         )
-        made_from = {"weights_hash": network.weights_hash, "data": runs.data_options(config), "seed": config.seed}
-        made_from |= {"classes": list(config.classes), "evaluate": config.evaluate.to_dict()}
-        measure = functools.partial(_measure, config, network, prototypes, data)
-        measured[name] = pieces.get(name, made_from, measure)
+        measured[name] = _measure_kept(pieces, config, network, prototypes, data)
     metrics = provenance(config) | summarize(measured, seed=config.seed, resamples=config.evaluate.resamples)
     tables = make_tables(metrics)
     print("\n\n".join(format_table(table) for table in tables))
     write_text(output / "tables.md", "\n\n".join(format_table(table, markdown=True) for table in tables))
     write_text(output / "metrics.json", json.dumps(metrics, indent=2))
     return metrics
+
+
+def check_options(options: ml_collections.ConfigDict) -> None:
+    """Refuses options of the study that lack a key or are out of range; a ValueError names the key."""
+    for name in ("localize", *_COUNTS, "randomized_samples"):
+        if name not in options:
+            raise ValueError(f"the configuration has no key evaluate.{name}; it was made for another version")
+    for name in _COUNTS:
+        if options[name] < 0:
+            raise ValueError(f"config.evaluate.{name} must be 0 or more, got {options[name]}")
+    if options.randomized_images and options.randomized_samples < 1:
+        raise ValueError(f"config.evaluate.randomized_samples must be at least 1, got {options.randomized_samples}")
+    if not options.localize and not any(options[name] for name in _COUNTS):
+        raise ValueError(f"config.evaluate leaves nothing to measure: set localize or one of {', '.join(_COUNTS)}")
+    whitening_options(options)
+
+
+def _measure_kept(pieces: Pieces, config, network: Network, prototypes: Prototypes, data: Dataset) -> dict:
+    """What was found on one network, from its files or measured now."""
+    options = config.evaluate.to_dict()
+    made_from = {
+        "weights_hash": hash_weights({"all": network.state}),  # the network's own leaves its classifier out
+        "data": runs.data_options(config),
+        "seed": config.seed,
+        "classes": list(config.classes),
+    }
+    first = {name: value for name, value in options.items() if not name.startswith("randomized")}
+    measure = functools.partial(_measure, config, network, prototypes, data)
+    result = pieces.get(network.name, made_from | {"evaluate": first}, measure)
+    if options["randomized_images"]:
+        second = {name: options[name] for name in _RANDOMIZED}
+        measure = functools.partial(_measure_randomized, config, network, prototypes, data)
+        result |= {"randomized": pieces.get(f"{network.name}_randomized", made_from | {"evaluate": second}, measure)}
+    return result
 
 
 def study_methods(options: ml_collections.ConfigDict, network: Network) -> dict[str, Method]:
@@ -99,54 +136,101 @@ def _measure(config, network: Network, prototypes: Prototypes, data: Dataset) ->
     methods = study_methods(options, network)
     whitening = measure_whitening(network, prototypes, methods, options, seed=config.seed)
     maps = bind_methods(methods, network, prototypes, whitening=whitening)
-    chosen = class_rows(data, config.classes)
-    tune = training.load_split(network.config, "tune")
-    splits = {"tune": tune.source, "eval": Rows(data.source, chosen)}
-    passes = {}
-    for split, source in splits.items():
-        title = f"{split} of {network.name}"
-        passes[split] = localize_source(
-            network, prototypes, source, maps, title=title, batch=options.batch, scalings=SCALINGS, seed=config.seed
-        )
-    tuned = tune_thresholds(passes["tune"])
-    labels = sorted({int(label) for label in passes["eval"].labels})
-    pairs = {"pairs": options.pairs, "seed": config.seed, "classes": labels, "batch": options.pair_batch}
-    pointed = specificity(network, prototypes, maps, data.source, **pairs)
-    result = {
-        "images": len(passes["eval"].labels),
-        "boxes": {name: (values >= IOU).astype(int).tolist() for name, values in passes["eval"].box_iou.items()},
-        "top1": (passes["eval"].decisions["nearest"][:, 0] == passes["eval"].labels).astype(int).tolist(),
-        "methods": {
-            name: _method_rows(name, method, passes["eval"], tuned, pointed) for name, method in methods.items()
-        },
-    }
+    source = Rows(data.source, class_rows(data, config.classes))
+    rows: dict[str, dict] = {name: {"title": method.title, "asks": method.asks} for name, method in methods.items()}
+    result = {"images": len(source), "methods": rows}
+    if options.localize:
+        measured, tuned = _localize(config, network, prototypes, source, maps)
+        result["images"] = len(measured.labels)
+        result["boxes"] = {name: hits(measured, name, 0).astype(int).tolist() for name in measured.box_iou}
+        result["top1"] = (measured.decisions["nearest"][:, 0] == measured.labels).astype(int).tolist()
+        for name in methods:
+            rows[name] |= _box_rows(name, measured, tuned)
+    if options.pairs:
+        classes = [data.class_ids.index(name) for name in config.classes] or None
+        pairs = {"pairs": options.pairs, "seed": config.seed, "classes": classes, "batch": options.pair_batch}
+        pointed = specificity(network, prototypes, maps, data.source, **pairs)
+        for name in methods:
+            rows[name] |= _pair_rows(name, pointed)
     if options.faithful_images:
-        rows = np.random.default_rng(config.seed).permutation(len(chosen))[: options.faithful_images]
         some = {name: methods[name] for name in options.faithful if name in methods}
         some = bind_methods(some, network, prototypes, whitening=whitening)
-        batches = network.batches(Rows(splits["eval"], np.sort(rows)), batch=options.faithful_batch)
-        batches = tqdm(batches, f"faithfulness of {network.name}", len(batches), unit="batch", leave=False)
-        areas = faithfulness(network, prototypes, some, batches, steps=options.faithful_steps, seed=config.seed).areas()
-        result["faithfulness"] = {
-            kind: {name: np.round(values, 6).tolist() for name, values in by_method.items()}
-            for kind, by_method in areas.items()
-        }
+        result["faithfulness"] = _faithful_areas(config, network, prototypes, source, some)
     return result
 
 
-def _method_rows(name: str, method: Method, measured: Localization, tuned: dict[str, float], pointed) -> dict:
-    """What one method found: image by image whether its box is right, pair by pair where it points."""
-    rows: dict = {"title": method.title, "asks": method.asks}
+def _localize(config, network: Network, prototypes: Prototypes, source: Rows, maps: MapFunction):
+    """Boxes by both scalings, and the thresholds that were tuned on training images of all classes."""
+    passes = {}
+    for split, images in (("tune", training.load_split(network.config, "tune").source), ("eval", source)):
+        options = {"title": f"{split} of {network.name}", "batch": config.evaluate.batch, "seed": config.seed}
+        passes[split] = localize_source(network, prototypes, images, maps, scalings=SCALINGS, **options)
+    return passes["eval"], tune_thresholds(passes["tune"])
+
+
+def _faithful_areas(config, network: Network, prototypes: Prototypes, source: Rows, maps: MapFunction) -> dict:
+    """Areas under the curves by kind and method, of the methods and of the controls."""
+    options = config.evaluate
+    images = _drawn(source, options.faithful_images, config.seed)
+    batches = network.batches(images, batch=options.faithful_batch)
+    batches = tqdm(batches, f"faithfulness of {network.name}", len(batches), unit="batch", leave=False)
+    found = faithfulness(network, prototypes, maps, batches, steps=options.faithful_steps, seed=config.seed)
+    return {
+        kind: {name: _rounded(values) for name, values in by_method.items()}
+        for kind, by_method in found.areas().items()
+    }
+
+
+def _measure_randomized(config, network: Network, prototypes: Prototypes, data: Dataset) -> dict:
+    """One network: how alike every method's maps stay where parameters are random, as JSON takes it."""
+    options = config.evaluate
+    methods = study_methods(options, network)
+
+    def bind(one: Network, own: Prototypes, samples: Samples):
+        whitened = needs_whitening(methods)
+        whitening = sample_whitening(samples, own, ridge=options.whitening_ridge) if whitened else None
+        return bind_methods(methods, one, own, whitening=whitening)
+
+    train = training.load_split(network.config, "train").source
+    train = Rows(train, find_rows(train, np.minimum(prototypes.counts, options.randomized_samples), config.seed))
+    source = Rows(data.source, class_rows(data, config.classes))
+    batches = [
+        network.batches(images, batch=options.batch)
+        for images in (train, _drawn(source, options.randomized_images, config.seed))
+    ]
+    found = randomization_similarity(network, bind, data.class_names, *batches, seed=config.seed)
+    return {
+        part: {name: _rounded(values) for name, values in similarities.items()}
+        for part, similarities in found.similarity.items()
+    }
+
+
+def _drawn(source: Rows, count: int, seed: int) -> Rows:
+    """Some images of a source, drawn at random, in its order; all where there are fewer."""
+    return Rows(source, np.sort(np.random.default_rng(seed).permutation(len(source))[:count]))
+
+
+def _rounded(values) -> list:
+    """Numbers as JSON takes them; None for NaN."""
+    return [None if np.isnan(value) else round(float(value), 6) for value in values]
+
+
+def _box_rows(name: str, measured: Localization, tuned: dict[str, float]) -> dict:
+    """Image by image whether one method's box is right, for the right class and for a wrong one, by both scalings."""
+    rows: dict = {}
     for suffix, scaling in zip(("", "_minmax"), SCALINGS, strict=True):
-        map_name = scaled_name(name, scaling)
-        at = threshold_index(tuned[map_name])
-        rows["threshold" + suffix] = tuned[map_name]
-        rows["right" + suffix] = (measured.right_iou[map_name][:, at] >= IOU).astype(int).tolist()
-        rows["wrong" + suffix] = (measured.wrong_iou[map_name][:, at] >= IOU).astype(int).tolist()
-    rows["correlation"] = [None if np.isnan(value) else round(float(value), 6) for value in pointed.correlation[name]]
+        threshold = rows["threshold" + suffix] = tuned[scaled_name(name, scaling)]
+        for kind, asked in (("right", name), ("wrong", f"wrong_{name}")):
+            rows[kind + suffix] = hits(measured, asked, threshold, scaling=scaling).astype(int).tolist()
+    return rows
+
+
+def _pair_rows(name: str, pointed: Specificity) -> dict:
+    """Pair by pair where one method points."""
+    rows = {"correlation": _rounded(pointed.correlation[name])}
     for measure in PAIR_MEASURES:
         values = np.asarray(getattr(pointed, measure)[name], np.float64)
-        rows[measure] = np.round(values.reshape(len(values), -1).mean(axis=1), 6).tolist()
+        rows[measure] = _rounded(values.reshape(len(values), -1).mean(axis=1))
     return rows
 
 
@@ -158,112 +242,3 @@ def class_rows(data: Dataset, classes: Sequence[str]) -> np.ndarray:
     if not len(classes):
         return np.arange(len(data.source))
     return np.flatnonzero(np.isin(read_labels(data.source), [data.class_ids.index(name) for name in classes]))
-
-
-def summarize(measured: dict[str, dict], **bootstrap) -> dict:
-    """Figures with intervals, and paired differences from CAM.
-
-    Args:
-        measured: network to what `_measure` found.
-        **bootstrap: `seed` and `resamples`.
-
-    Returns:
-        "networks": network to figures by method; "differences": of each method from CAM of its network, and of each
-        method of a network without a linear layer from CAM of the others.
-    """
-    networks = {}
-    for network, result in measured.items():
-        by_method = {}
-        for name, rows in result["methods"].items():
-            kinds = (*RIGHT, *WRONG, *PAIR_MEASURES) if rows["asks"] else (*RIGHT, *PAIR_MEASURES)
-            found: dict[str, dict | None] = {kind: _figure(rows[kind], **bootstrap) for kind in kinds}
-            known = [value for value in rows["correlation"] if value is not None]
-            found["correlation"] = _figure(known, **bootstrap) if known else None
-            for kind, areas in result.get("faithfulness", {}).items():
-                if name in areas:
-                    found[kind] = _figure(areas[name], **bootstrap)
-            thresholds = {key: rows[key] for key in ("threshold", "threshold_minmax")}
-            by_method[name] = {"title": rows["title"], **thresholds, **found}
-        networks[network] = {
-            "images": result["images"],
-            "nearest_prototype_top1": _figure(result["top1"], **bootstrap),
-            "boxes": {name: _figure(values, **bootstrap) for name, values in result["boxes"].items()},
-            "methods": by_method,
-        }
-    differences = []
-    for network, result in measured.items():
-        for other, others in measured.items():
-            if "cam" not in others["methods"] or (network != other and "cam" in result["methods"]):
-                continue
-            for name, rows in result["methods"].items():
-                if name != "cam":
-                    cam = others["methods"]["cam"]
-                    differences.append(
-                        {
-                            "a": f"{network}: {rows['title']}",
-                            "b": f"{other}: CAM",
-                            **{kind: _difference(rows[kind], cam[kind], **bootstrap) for kind in DIFFERENCES},
-                        }
-                    )
-    return {"networks": networks, "differences": differences}
-
-
-def _figure(values, **bootstrap) -> dict:
-    return dataclasses.asdict(figures.mean_figure(np.asarray(values, np.float64), **bootstrap))
-
-
-def _difference(a, b, **bootstrap) -> dict:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return dataclasses.asdict(figures.difference_figure(a, b, **bootstrap))
-
-
-def make_tables(metrics: dict) -> list[Table]:
-    """One table a network, and the differences from CAM.
-
-    Args:
-        metrics: of `explanations`.
-
-    Returns:
-        The tables.
-    """
-    percent = {"percent": True, "decimals": 1}
-    tables = []
-    for network, result in metrics["networks"].items():
-        columns = {
-            "right": Column("GT-known, tuned", best="max", **percent),
-            "wrong": Column("with a wrong class", **percent),
-            "right_minmax": Column("GT-known, tuned, from the minimum", best="max", **percent),
-            "wrong_minmax": Column("with a wrong class", **percent),
-            "pointing": Column("two-object pointing", best="max", **percent),
-            "energy": Column("energy in the right half", best="max", **percent),
-            "swap": Column("swap test", best="max", **percent),
-            "correlation": Column("correlation between classes", decimals=2),
-            "deletion": Column("deletion", decimals=2, best="min"),
-            "insertion": Column("insertion", decimals=2, best="max"),
-        }
-        methods = result["methods"]
-        kept = [kind for kind in columns if any(kind in found for found in methods.values())]
-        top1 = result["nearest_prototype_top1"]
-        rows = [Row(found["title"], [figure_cell(found.get(kind)) for kind in kept]) for found in methods.values()]
-        for name, box in result["boxes"].items():  # they have no threshold, class or map
-            cells = [figure_cell(box if kind in RIGHT else None) for kind in kept]
-            rows.append(Row(figures.BASELINES[name], cells, muted=True))
-        tables.append(
-            Table(
-                network,
-                [columns[kind] for kind in kept],
-                rows,
-                note=f"{result['images']} images; nearest prototype top-1 {100 * top1['value']:.1f} "
-                f"[{100 * top1['low']:.1f}, {100 * top1['high']:.1f}] %. Chance is 50 % for pointing, energy and swap. "
-                "Deletion and insertion are areas under the margin's curve in units of the mean absolute margin. "
-                f"Intervals: {metrics['intervals']}.",
-            )
-        )
-    rows = [
-        Row(f"{row['a']} − {row['b']}", [figure_cell(row[measure]) for measure in DIFFERENCES])
-        for row in metrics["differences"]
-    ]
-    titles = ("GT-known, tuned", "GT-known, tuned, from the minimum", "two-object pointing")
-    columns = [Column(title, **percent) for title in titles]
-    note = "In points, on the same images and pairs; one whose interval holds 0 is none."
-    return [*tables, Table("Paired differences from CAM", columns, rows, note=note)] if rows else tables

@@ -10,8 +10,9 @@ from flax import nnx
 from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
+from tqdm import tqdm
 
-from distcam_jax.evaluators.explain import MapFunction
+from distcam_jax.evaluators.explain import MapFunction, Samples
 from distcam_jax.evaluators.network import Network
 from distcam_jax.evaluators.rows import concatenate_rows, real_rows
 from distcam_jax.models.convolution import compiler_options
@@ -145,7 +146,7 @@ class Randomization:
 
 def randomization_similarity(
     network: Network,
-    bind: Callable[[Network, Prototypes], MapFunction],
+    bind: Callable[[Network, Prototypes, Samples], MapFunction],
     class_names: Sequence[str],
     training_batches: Batches,
     batches: Batches,
@@ -157,11 +158,13 @@ def randomization_similarity(
 
     Parts become random cumulatively, from the output to the input. Prototypes of the trained network mean nothing to a
     random one, so each stage has its own, the class means of the same sample of training images; so have the trained
-    network's maps that are compared with. A head has no say in Dist-CAM, whose similarity is 1 there.
+    network's maps that are compared with. A head has no say in maps that are made from prototypes, such as Dist-CAM:
+    their similarity is 1 there.
 
     Args:
         network: from `load_network`.
-        bind: makes the maps of a network and its prototypes, as `bind_methods` does.
+        bind: makes the maps of a network, its prototypes and the samples that they are the means of, as `bind_methods`
+            does.
         class_names: of the data set.
         training_batches: of `Network.batches` over a sample of the training split; gone through at every stage. The
             first one's images measure the batch statistics.
@@ -192,7 +195,8 @@ def randomization_similarity(
         return _sample_maps(run, functools.partial(bind, one), class_names, training_batches, batches)
 
     trained, similarity = sample_maps(network), {}
-    for number, part in enumerate(parameter_groups(model), start=1):
+    parts = list(parameter_groups(model))
+    for number, part in enumerate(tqdm(parts, f"random parts of {network.name}", unit="part", leave=False), start=1):
         state = nnx.split(randomize_parameters(model, jax.random.key(seed), images, groups=number))[1]
         state = jax.device_put(state, whole)
         changed = dataclasses.replace(network, state=state, weights_hash=hash_weights(state))
@@ -204,8 +208,10 @@ def randomization_similarity(
 
 def _sample_maps(run, bind, class_names, training_batches, batches) -> dict:
     """True classes' maps by every method `[n, h, w]`, with prototypes of a sample of the training images."""
-    values, counts = compute_prototypes(lambda images: run(images)["embedding"], training_batches, len(class_names))
-    maps_of, rows = bind(Prototypes(values, counts, tuple(class_names), {}, "")), []
+    samples = _embed_samples(run, training_batches)
+    sample = {"image": samples.embeddings, "label": samples.labels, "mask": np.ones(len(samples.labels), bool)}
+    values, counts = compute_prototypes(lambda embeddings: embeddings, [sample], len(class_names))
+    maps_of, rows = bind(Prototypes(values, counts, tuple(class_names), {}, ""), samples), []
     for batch in batches:
         real = real_rows(batch, counts)
         if not len(real):
@@ -217,3 +223,11 @@ def _sample_maps(run, bind, class_names, training_batches, batches) -> dict:
     if not rows:
         raise ValueError("no image to compare: the split is empty, or none of its classes is in the training sample")
     return concatenate_rows(rows)
+
+
+def _embed_samples(run, batches: Batches) -> Samples:
+    rows = []
+    for batch in batches:
+        real = np.asarray(batch["mask"], bool)
+        rows.append({"embeddings": np.asarray(run(batch["image"])["embedding"])[real], "labels": batch["label"][real]})
+    return Samples(**concatenate_rows(rows))

@@ -47,6 +47,11 @@ def whitening_options(options: ml_collections.ConfigDict) -> dict:
     return {name: options[name] for name in KEYS}
 
 
+def needs_whitening(methods: Mapping[str, Method]) -> bool:
+    """Whether one of some methods needs the context's whitening."""
+    return any("whitening" in method.needs for method in methods.values())
+
+
 def measure_whitening(
     network: Network,
     prototypes: Prototypes,
@@ -70,7 +75,7 @@ def measure_whitening(
     Raises:
         ValueError: as `within_class_precision` does.
     """
-    if not any("whitening" in method.needs for method in methods.values()):
+    if not needs_whitening(methods):
         return None
     source = training.load_split(network.config, "train").source
     drawn = {"per_class": options.whitening_samples, "counts": prototypes.counts, "seed": seed}
