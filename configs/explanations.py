@@ -9,7 +9,8 @@ The networks are those that configs/ablations.py trains, in `config.runs`. The a
 * `report`: what was chosen and its rivals, on those of twenty other classes;
 * `sanity`: of two networks, how alike the maps stay where parameters become random part by part, from the head to the
   stem (Adebayo et al., NeurIPS 2018), beside deletion and insertion on twice as many images as in `report`. A map that
-  explains a network must change with its parameters.
+  explains a network must change with its parameters;
+* `demo`: the same check on the two networks of `make demo`, in minutes and without any download.
 
 `--config.classes=` takes others, `--config.networks="('name',)"` too. What was measured of a network is kept in the
 output's folder `pieces`, so that a command that was stopped goes on. docs/method.md tells what came out.
@@ -113,10 +114,10 @@ CANDIDATES = (
 
 def get_config(argument: str = "report") -> ml_collections.ConfigDict:
     """Plain values; every key is read."""
-    if argument not in ("choose", "report", "sanity"):
-        raise ValueError(f"configs/explanations.py: got {argument!r}, want choose, report or sanity")
-    choose, sanity = argument == "choose", argument == "sanity"
-    return ml_collections.ConfigDict(
+    if argument not in ("choose", "report", "sanity", "demo"):
+        raise ValueError(f"configs/explanations.py: got {argument!r}, want choose, report, sanity or demo")
+    choose, sanity = argument == "choose", argument in ("sanity", "demo")
+    config = ml_collections.ConfigDict(
         dict(
             task="explanations",
             seed=0,
@@ -146,7 +147,7 @@ def get_config(argument: str = "report") -> ml_collections.ConfigDict:
                     "grad_cam_l1",
                     "decomposition_cosine",
                 ),
-                faithful_images={"choose": 0, "report": 100, "sanity": 200}[argument],
+                faithful_images={"choose": 0, "report": 100}.get(argument, 200),
                 faithful_batch=25,
                 faithful_steps=16,
                 randomized_images=200 if sanity else 0,
@@ -155,3 +156,7 @@ def get_config(argument: str = "report") -> ml_collections.ConfigDict:
             ),
         )
     )
+    if argument == "demo":
+        config.update(runs="runs/quickstart", networks=("softmax", "metric"), classes=())
+        config.data = dict(name="digits")
+    return config

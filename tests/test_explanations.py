@@ -230,7 +230,7 @@ def test_class_rows_select_by_name_and_name_what_is_unknown(without_type_checks)
 
 def test_the_classes_of_choosing_and_of_reporting_differ():
     assert not set(study_config.VAL16) & set(study_config.NOVEL20)
-    with pytest.raises(ValueError, match="got 'guess', want choose, report or sanity"):
+    with pytest.raises(ValueError, match="got 'guess', want choose, report, sanity or demo"):
         study_config.get_config("guess")
 
 

@@ -175,10 +175,16 @@ def test_make_episodes_explains_each_query_against_each_prototype(finished):
     assert own.shape == (3, 2, 4, 4)
 
 
-def test_make_episodes_shows_the_queries_that_are_wrong_or_nearly_so_first():
-    distances = np.array([[1.0, 9.0], [5.0, 4.0], [3.0, 3.5], [2.0, 8.0]])
-    true = np.array([0, 0, 0, 1])
-    assert fewshot_cases._hardest(distances, true).tolist() == [3, 1, 2, 0]
+@pytest.mark.parametrize(("count", "wanted"), [(8, [3, 1, 2, 4, 5, 0]), (4, [3, 1, 2, 0]), (3, [3, 1, 2]), (1, [3])])
+def test_shown_queries_are_failures_first_and_a_third_of_right_ones(count, wanted):
+    distances = np.array([[1.0, 9.0], [5.0, 4.0], [3.0, 3.5], [2.0, 8.0], [3.0, 5.0], [3.0, 8.0]])
+    true = np.array([0, 0, 0, 1, 0, 0])  # margins 8, -1, 0.5, -6, 2, 5
+    assert fewshot_cases.shown_queries(distances, true, count).tolist() == wanted
+
+
+def test_shown_queries_of_an_episode_without_failures_go_from_the_narrowest_to_the_clearest():
+    distances = np.stack([np.zeros(9), np.arange(1.0, 10.0)], axis=1)
+    assert fewshot_cases.shown_queries(distances, np.zeros(9, int), 3).tolist() == [0, 4, 8]
 
 
 def test_embed_pixels_are_the_images_in_the_order_of_the_source(finished):

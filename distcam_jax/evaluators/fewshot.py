@@ -106,7 +106,9 @@ def evaluate_fewshot(
     )
     save_report(report, output / "report.html")
     if shown:
-        save_episode_figure(shown[0], output / "examples.png", method=next(iter(shown[0].methods)))
+        rows = range(len(shown[0].queries))
+        picked = sorted({*rows[:2], *rows[-2:]})  # two failures and two that are right, where there are both
+        save_episode_figure(shown[0], output / "examples.png", method=shown[0].methods[0], queries=picked, dpi=100)
     print(f"\nfigures: {output}/metrics.json\nreport:  {output}/report.html")
     return metrics
 

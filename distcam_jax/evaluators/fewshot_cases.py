@@ -40,7 +40,7 @@ def make_episodes(
         episodes: of `draw_episodes`.
 
     Returns:
-        The episodes as the report shows them, with the queries that are wrong and those that were nearest to it.
+        The episodes as the report shows them, see `shown_queries`.
     """
     options = config.evaluate
     if not options.shown_episodes or not options.shown_queries:
@@ -78,7 +78,7 @@ def _episode(title: str, shown: int, material, rows: Rows, titles: Mapping[str, 
     true = np.broadcast_to(np.arange(ways)[:, None], queries.shape)
     distances = -scores.reshape(-1, ways)
     wrong = predicted != true
-    kept = _hardest(distances, true.ravel())[:shown]
+    kept = shown_queries(distances, true.ravel(), shown)
     images = np.concatenate([supports.ravel(), queries.ravel()[kept]])
     examples, pictures = read_examples(data, images)
     features = run_network(network, pictures)[1]["pre_pool"][: len(images)]
@@ -87,7 +87,8 @@ def _episode(title: str, shown: int, material, rows: Rows, titles: Mapping[str, 
     own = np.repeat(np.arange(ways), shots)
     return Episode(
         title=title,
-        text="A query belongs to the nearest prototype in L1, the mean of its class's supports.",
+        text="A query belongs to the nearest prototype in L1, the mean of its class's supports. The queries shown are "
+        "failures, the worst first, then right ones from the narrowest to the clearest.",
         class_names=[data.class_names[label] for label in classes],
         supports=[pictures[way * shots : (way + 1) * shots] for way in range(ways)],
         support_heatmaps={
@@ -111,8 +112,27 @@ def _episode(title: str, shown: int, material, rows: Rows, titles: Mapping[str, 
     )
 
 
-def _hardest(distances: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Queries by how far the true class is nearer than the best other one, the least far first."""
+def shown_queries(distances: np.ndarray, true: np.ndarray, count: int) -> np.ndarray:
+    """Which queries of an episode are shown: failures first, but a third of the places for queries that are right.
+
+    Args:
+        distances: of each query to each prototype `[m, ways]`; the nearest one decides.
+        true: the true class of each query `[m]`.
+        count: queries to show, at most.
+
+    Returns:
+        Rows: the failures by how wrong they are, then right ones from the narrowest to the clearest, evenly spaced.
+
+    Examples:
+        >>> distances = np.array([[1.0, 9.0], [5.0, 4.0], [3.0, 3.5], [2.0, 8.0]])
+        >>> shown_queries(distances, np.array([0, 0, 0, 1]), 3).tolist()
+        [3, 1, 2]
+    """
     own = np.take_along_axis(distances, true[:, None], axis=1)[:, 0]
     others = np.where(np.arange(distances.shape[1]) == true[:, None], np.inf, distances)
-    return np.argsort(others.min(axis=1) - own, kind="stable")
+    order = np.argsort(others.min(axis=1) - own, kind="stable")
+    is_right = np.argmin(distances, axis=1)[order] == true[order]
+    wrong, right = order[~is_right], order[is_right]
+    places = min(len(right), max(count - len(wrong), count // 3))
+    spaced = right[np.linspace(0, len(right) - 1, places).round().astype(int)] if places else right[:0]
+    return np.concatenate([wrong[: count - places], spaced])
