@@ -34,12 +34,8 @@ class Marked(Sequence):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISTCAM_DATA_DIR", str(tmp_path_factory.getbasetemp() / "prepared"))
-        training.fit(tiny_config("softmax"), folder)
-    return folder
+def trained(tmp_path_factory, copy_run):
+    return copy_run("softmax", tmp_path_factory.mktemp("classify") / "run")
 
 
 def test_classify_ranks_as_a_loop_over_the_centre_crops(trained):

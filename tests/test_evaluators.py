@@ -1,9 +1,6 @@
 import dataclasses
 import functools
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +26,6 @@ from tests.torch_layout import resnet_keys, saved, tensors_of
 
 pytestmark = pytest.mark.usefixtures("prepared_data")
 
-ROOT = Path(__file__).parents[1]
 BOOTSTRAP = {"seed": 0, "resamples": 200}
 
 
@@ -155,13 +151,13 @@ def test_choose_cases_ranks_by_dist_cam():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, common_folder, copy_run):
     """Both objectives, trained for a moment, and their common evaluation."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISTCAM_DATA_DIR", str(tmp_path_factory.getbasetemp() / "prepared"))
+        patch.setenv("DISTCAM_DATA_DIR", str(common_folder / "prepared"))
         for objective in ("softmax", "metric"):
-            training.fit(tiny_config(objective), folder / objective)
+            copy_run(objective, folder / objective)
         metrics = evaluate(
             tiny_config("metric"), folder / "metric", output=folder / "out", compare=[folder / "softmax"]
         )
@@ -223,11 +219,6 @@ def test_evaluate_keeps_no_path_of_this_machine_in_the_figures(runs):
     assert "manual_dir" not in json.dumps(metrics)
 
 
-def run_script(script, *arguments):
-    command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 QUICKSTART = "--config=configs/quickstart.py:metric"
 
 
@@ -245,13 +236,13 @@ QUICKSTART = "--config=configs/quickstart.py:metric"
         ("evaluate.py", [QUICKSTART, "--compare=nowhere"], "nowhere is no run of train.py"),
     ],
 )
-def test_scripts_end_in_one_line_for_what_the_user_can_mend(tmp_path, script, arguments, message):
-    done = run_script(script, *arguments, f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 1
-    last = done.stderr.strip().split("\n")[-1]
+def test_scripts_end_in_one_line_for_what_the_user_can_mend(run_script, tmp_path, script, arguments, message):
+    code, errors = run_script(script, *arguments, f"--workdir={tmp_path / 'run'}")
+    assert code == 1
+    last = errors.strip().split("\n")[-1]
     assert last.startswith(f"{script}: ")
     assert message in last
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in errors
 
 
 def test_evaluate_refuses_prototypes_of_another_network(runs, tmp_path):

@@ -13,7 +13,6 @@ from distcam_jax.evaluators.table1_networks import find_networks
 from distcam_jax.evaluators.table1_tables import backbone_table, make_tables
 from distcam_jax.prototypes import load_prototypes
 from distcam_jax.report import format_table
-from tests.tiny_run import tiny_config
 from tests.tiny_table import tiny_table, weights_file
 from tests.torch_layout import saved
 
@@ -26,13 +25,13 @@ TITLES = {"weights": "imported weights", "softmax": "softmax run", "metric": "me
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, common_folder, copy_run):
     """Both runs of resnet18, weights of both backbones, and their table."""
     folder = tmp_path_factory.mktemp("table1")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISTCAM_DATA_DIR", str(tmp_path_factory.getbasetemp() / "prepared"))
+        patch.setenv("DISTCAM_DATA_DIR", str(common_folder / "prepared"))
         for objective in ("softmax", "metric"):
-            training.fit(tiny_config(objective), folder / "runs" / f"resnet18_{objective}")
+            copy_run(objective, folder / "runs" / f"resnet18_{objective}")
         for name in ("resnet18", "resnet50"):
             weights_file(folder / "weights" / f"{name}.safetensors", name)
         config = tiny_table(weights=str(folder / "weights"), runs=str(folder / "runs"))
