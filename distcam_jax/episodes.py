@@ -114,8 +114,8 @@ class EpisodeSampler:
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, place: int) -> int:
-        number, within = divmod(operator.index(place), self.size)
+    def __getitem__(self, index: int) -> int:
+        number, within = divmod(operator.index(index), self.size)
         return int(_flat_rows(self, number)[within])
 
     def __repr__(self) -> str:  # Grain compares it when an iterator is restored

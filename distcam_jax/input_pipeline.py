@@ -72,7 +72,7 @@ class Order(Protocol):
         """Returns a number that no training reaches."""
         ...
 
-    def __getitem__(self, place: int, /) -> int:
+    def __getitem__(self, index: int) -> int:
         """Returns the row at a place."""
         ...
 

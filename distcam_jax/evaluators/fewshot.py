@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from distcam_jax import fewshot, runs, training
 from distcam_jax.datasets import Dataset
-from distcam_jax.evaluators.fewshot_cases import make_episodes
+from distcam_jax.evaluators.fewshot_cases import Rows, make_episodes
 from distcam_jax.evaluators.fewshot_decisions import Decision, check_fewshot_options, decisions_of
 from distcam_jax.evaluators.fewshot_tables import make_tables
 from distcam_jax.evaluators.network import Network, load_network, make_network, network_prototypes
@@ -95,7 +95,8 @@ def evaluate_fewshot(
     print("\n\n".join(format_table(table) for table in tables))
     write_text(output / "tables.md", "\n\n".join(format_table(table, markdown=True) for table in tables))
     write_text(output / "metrics.json", json.dumps(metrics, indent=2))
-    shown = make_episodes(config, *networks[0], embedded[0].embeddings, data, episodes)
+    network, prototypes = networks[0]
+    shown = make_episodes(config, network, prototypes, embedded[0].embeddings, data, episodes)
     report = Report(
         title="Few-shot episodes",
         subtitle=f"{config.model.name}, {config.objective} objective · {data.name}, {data.split} split, "
@@ -113,7 +114,7 @@ def evaluate_fewshot(
     return metrics
 
 
-def draw_episodes(config: ml_collections.ConfigDict, data: Dataset) -> dict[int, tuple[np.ndarray, ...]]:
+def draw_episodes(config: ml_collections.ConfigDict, data: Dataset) -> dict[int, Rows]:
     """The episodes that everything is measured on.
 
     Args:

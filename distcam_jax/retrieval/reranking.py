@@ -63,6 +63,7 @@ def k_reciprocal_rerank(
     encoding = _encoding(features, nearest[:, : k1 + 1], largest, int(np.around(k1 / 2)) + 1)
     if k2 > 1:
         encoding = _averaging(nearest[:, :k2]) @ encoding
+    encoding = scipy.sparse.csr_matrix(encoding)
     jaccard = _jaccard_distances(encoding[:queries], encoding[queries:])
     share = np.float32(lambda_value)
     return (1 - share) * jaccard + share * original
