@@ -2,11 +2,9 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -19,56 +17,25 @@ from tests.tiny_run import tiny_config
 pytestmark = pytest.mark.usefixtures("prepared_data")
 
 ROOT = Path(__file__).parents[1]
-TRAIN = """
-import sys, json
-from pathlib import Path
-from distcam_jax import cluster, scripts
-from tests.tiny_run import tiny_config
-
-def main():
-    cluster.join_cluster()
-    from distcam_jax.training import fit
-    fit(tiny_config(**json.loads(sys.argv[2])), sys.argv[1])
-
-if __name__ == "__main__":
-    try:
-        main()
-    except cluster.Stopped as stopped:
-        print(stopped)
-"""
+SPLIT = {"sharding": "fsdp", "model.width": 8, "average": 0.5}  # a state that the devices share between them
 
 
-def free_port():
+def train_on_two(folder, changes, *options):
+    """Trains in two processes of one device each and gives what each printed, and its errors."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def train_on_two(workdir, changes, *, stop=False):
-    """Trains in two processes of one device each and gives what they printed; `stop` ends one of them by SIGTERM."""
-    address, processes = f"127.0.0.1:{free_port()}", []
-    for number in range(2):
-        environment = {
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(number),
-            "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / f"compiled{number}"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        command = [sys.executable, "-c", TRAIN, str(workdir), json.dumps(changes)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes))
-    if stop:
-        deadline = time.monotonic() + 120
-        while not list(workdir.glob("tensorboard/*")) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        processes[1].send_signal(signal.SIGTERM)
-    results = [process.communicate(timeout=300) for process in processes]
-    for process, (_, errors) in zip(processes, results, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    return results
+        port = probe.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    # Only the first process writes to a cache of compiled programs. With one that holds what other tests compiled, it
+    # would be so far ahead that its first exchange with the second one may run into JAX's limit of half a minute.
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    command = [sys.executable, "-m", "tests.cluster_run", str(folder), json.dumps(changes), str(port), *options]
+    code = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, check=False).returncode
+    output, errors = (
+        [(folder / f"{name}{number}").read_text() for number in range(2)] for name in ("output", "errors")
+    )
+    assert code == 0, "\n".join(text[-3000:] for text in errors)
+    return output, errors
 
 
 def restored(config, workdir, devices):
@@ -79,18 +46,18 @@ def restored(config, workdir, devices):
 
 
 def test_two_processes_train_and_resume_like_one(tmp_path):
-    changes = {"checkpoint.every_steps": 2, "sharding": "fsdp", "model.width": 8, "checkpoint.validation_images": 20}
+    changes = {**SPLIT, "checkpoint.every_steps": 2, "checkpoint.validation_images": 20}
     config = tiny_config(**changes)
     train_on_two(tmp_path / "two", changes)
-    assert (tmp_path / "two" / "config.json").is_file()
+    run = tmp_path / "two" / "run"
+    assert (run / "config.json").is_file()
     # The newest checkpoint breaks: both processes go back to the one before and end where they were.
-    _, whole = restored(config, tmp_path / "two", jax.devices())
-    newest = tmp_path / "two" / "checkpoints" / "8"
-    for file in (newest / "state").rglob("d/*"):
+    _, whole = restored(config, run, jax.devices())
+    for file in (run / "checkpoints" / "8" / "state").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:20])
-    results = train_on_two(tmp_path / "two", changes)
-    assert all("checkpoint 8 in" in errors for _, errors in results)
-    step, again = restored(config, tmp_path / "two", jax.devices())
+    _, errors = train_on_two(tmp_path / "two", changes)
+    assert all("checkpoint 8 in" in text for text in errors)
+    step, again = restored(config, run, jax.devices())
     assert step == 8
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(whole))
     alone = training.fit(config, tmp_path / "one")
@@ -101,15 +68,15 @@ def test_two_processes_train_and_resume_like_one(tmp_path):
 
 def test_two_processes_stop_after_the_same_step_when_one_is_asked_to(tmp_path):
     changes = {"epochs": 100.0, "checkpoint.every_steps": 10000}
-    results = train_on_two(tmp_path, changes, stop=True)
-    said = {output.strip().splitlines()[-1] for output, _ in results}
+    output, _ = train_on_two(tmp_path, changes, "stop")
+    said = {text.strip().splitlines()[-1] for text in output}
     assert len(said) == 1
-    (step,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    (step,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
     assert said == {f"stopped by SIGTERM after step {step}, which is saved; the same command goes on"}
 
 
 def test_a_checkpoint_of_eight_devices_restores_on_two(tmp_path):
-    config = tiny_config(**{"sharding": "fsdp", "model.width": 8, "average": 0.5})
+    config = tiny_config(**SPLIT)
     trained = training.fit(config, tmp_path)
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(trained))
     step, state = restored(config, tmp_path, jax.devices()[:2])
