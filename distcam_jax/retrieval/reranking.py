@@ -93,7 +93,7 @@ def _neighbors(features: np.ndarray, queries: int, count: int) -> tuple[np.ndarr
         rows = slice(start, min(start + block, size))
         squared = lengths[rows, None] + lengths - 2 * (features[rows] @ features.T)
         np.maximum(squared, 0, out=squared)
-        squared[np.arange(rows.stop - start), np.arange(start, rows.stop)] = -1  # itself comes first, before its doubles
+        squared[np.arange(rows.stop - start), np.arange(start, rows.stop)] = -1  # comes first, before its doubles
         largest[rows] = np.maximum(squared.max(axis=1), 0)
         chosen = np.argpartition(squared, count - 1, axis=1)[:, :count]
         values = np.take_along_axis(squared, chosen, axis=1)
