@@ -10,11 +10,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def integer_labels(labels, size: int) -> jax.Array:
+def integer_labels(labels, size: int, *, name: str = "labels") -> jax.Array:
     """Class labels, one for each of `size` samples, as an array; a ValueError where they are not."""
     labels = jnp.asarray(labels)
     if labels.shape != (size,) or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels: want {size} integers, one a sample, got {labels.dtype} of shape {labels.shape}")
+        raise ValueError(f"{name}: want {size} integers, one a sample, got {labels.dtype} of shape {labels.shape}")
     return labels
 
 
