@@ -71,7 +71,7 @@ def ready(batches):
 
 def our_batches(task, source, arguments, *, processes):
     """Our pipeline in threads or worker processes."""
-    options = {"batch_size": arguments.batch, "image_size": SIZE, "prefetch": AHEAD}
+    options: dict = {"batch_size": arguments.batch, "image_size": SIZE, "prefetch": AHEAD}
     options |= {"num_workers": arguments.workers} if processes else {"num_threads": arguments.workers}
     if task == "train":
         endless = ready(make_train_iterator(source, seed=0, augmentation=CROP, **options))

@@ -63,7 +63,6 @@ def k_reciprocal_rerank(
     encoding = _encoding(features, nearest[:, : k1 + 1], largest, int(np.around(k1 / 2)) + 1)
     if k2 > 1:
         encoding = _averaging(nearest[:, :k2]) @ encoding
-    encoding = scipy.sparse.csr_matrix(encoding)
     jaccard = _jaccard_distances(encoding[:queries], encoding[queries:])
     share = np.float32(lambda_value)
     return (1 - share) * jaccard + share * original
@@ -162,8 +161,8 @@ def _averaging(nearest: np.ndarray) -> scipy.sparse.csr_matrix:
     return scipy.sparse.csr_matrix((values, nearest.ravel(), np.arange(0, nearest.size + 1, count)), shape=(size, size))
 
 
-def _jaccard_distances(query: scipy.sparse.csr_matrix, gallery: scipy.sparse.csr_matrix) -> np.ndarray:
-    """`1 - Σ min / Σ max` of the encodings, whose sums are 1, `[q, g]`."""
+def _jaccard_distances(query, gallery) -> np.ndarray:
+    """`1 - Σ min / Σ max` of encodings in CSR, whose sums are 1, `[q, g]`."""
     by_column = gallery.tocsc()
     starts, images, values = by_column.indptr, by_column.indices, by_column.data
     shared = np.zeros((query.shape[0], gallery.shape[0]), np.float32)
