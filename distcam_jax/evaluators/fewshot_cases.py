@@ -87,8 +87,8 @@ def _episode(title: str, shown: int, material, rows: Rows, titles: Mapping[str, 
     own = np.repeat(np.arange(ways), shots)
     return Episode(
         title=title,
-        text="A query belongs to the nearest prototype in L1, the mean of its class's supports. The queries shown are "
-        "failures, the worst first, then right ones from the narrowest to the clearest.",
+        text="A query belongs to the nearest prototype in L1, the mean of its class's supports. Shown are the worst "
+        "failures, and in a third of the places right ones, from the narrowest to the clearest.",
         class_names=[data.class_names[label] for label in classes],
         supports=[pictures[way * shots : (way + 1) * shots] for way in range(ways)],
         support_heatmaps={
