@@ -1,8 +1,9 @@
-"""Kills a training run again and again: python -m tests.killed_run <workdir> <kills> <seed>.
+"""Kills a training run again and again: python -m tests.killed_run <folder> <kills> <seed>.
 
-This process imports everything and starts nothing; every attempt is a fork of it that trains in the folder and is ended
-by SIGKILL at a random moment. Every second one is drawn from the start of the process on, so that it may come before
-the first step; the others from the next finished checkpoint on, so that the run gets somewhere.
+This process imports everything and starts nothing. A fork of it trains in `<folder>/whole`, undisturbed. Then every
+attempt is a fork that trains in `<folder>/killed` and is ended by SIGKILL at a random moment. Every second one is drawn
+from the start of the process on, so that it may come before the first step; the others from the next finished
+checkpoint on, so that the run gets somewhere.
 """
 
 import os
@@ -14,39 +15,45 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
 import ml_collections
 
 from distcam_jax import training
 from tests.tiny_run import tiny_config
 
 
-def killed_config() -> ml_collections.ConfigDict:
+def killed_config(every_steps: int = 2) -> ml_collections.ConfigDict:
     """So many steps, and so many checkpoints, that the kills hit every kind of moment."""
-    return tiny_config(**{"epochs": 37.5, "checkpoint.every_steps": 2, "average": 0.9})
+    return tiny_config(**{"epochs": 37.5, "checkpoint.every_steps": every_steps, "average": 0.9})
 
 
-def start(workdir: str) -> int:
+def start(config: ml_collections.ConfigDict, workdir: Path) -> int:
     """Starts a process that trains, and gives its number."""
     child = os.fork()
     if child == 0:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        training.fit(killed_config(), workdir)
+        training.fit(config, workdir)
         os._exit(0)
     return child
 
 
-def newest(workdir: str) -> int:
+def finish(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Lets a run go to its end."""
+    code = os.waitstatus_to_exitcode(os.waitpid(start(config, workdir), 0)[1])
+    if code:
+        sys.exit(code)
+
+
+def newest(workdir: Path) -> int:
     """The newest whole checkpoint's step, or 0."""
-    return max((int(path.name) for path in Path(workdir, "checkpoints").glob("*") if path.name.isdigit()), default=0)
+    return max((int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()), default=0)
 
 
-def main(workdir: str, kills: int, seed: int) -> None:
-    """Prints the newest step after every kill, then lets the run go to its end."""
-    moments, usual = random.Random(seed), 2.0
+def main(folder: Path, kills: int, seed: int) -> None:
+    """Trains undisturbed; trains and kills, printing the newest step after every kill, and lets that run end too."""
+    finish(killed_config(every_steps=148), folder / "whole")  # step 148 and the last one, 150, are all that is kept
+    workdir, moments, usual = folder / "killed", random.Random(seed), 2.0
     for attempt in range(kills):
-        before, begin, child = newest(workdir), time.monotonic(), start(workdir)
+        before, begin, child = newest(workdir), time.monotonic(), start(killed_config(), workdir)
         if attempt % 2:
             time.sleep(moments.uniform(0.0, usual))
         else:
@@ -57,8 +64,8 @@ def main(workdir: str, kills: int, seed: int) -> None:
         os.kill(child, signal.SIGKILL)  # fails where the run is at its end: then it was too short
         os.waitpid(child, 0)
         print(newest(workdir), flush=True)
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(start(workdir), 0)[1]))
+    finish(killed_config(), workdir)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
