@@ -50,7 +50,8 @@ def newest(workdir: Path) -> int:
 
 def main(folder: Path, kills: int, seed: int) -> None:
     """Trains undisturbed; trains and kills, printing the newest step after every kill, and lets that run end too."""
-    finish(killed_config(every_steps=148), folder / "whole")  # step 148 and the last one, 150, are all that is kept
+    undisturbed = killed_config(every_steps=148)  # step 148 and the last one, 150, are all that is kept at the end
+    finish(undisturbed, folder / "whole")
     workdir, moments, usual = folder / "killed", random.Random(seed), 2.0
     for attempt in range(kills):
         before, begin, child = newest(workdir), time.monotonic(), start(killed_config(), workdir)
@@ -64,7 +65,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
         os.kill(child, signal.SIGKILL)  # fails where the run is at its end: then it was too short
         os.waitpid(child, 0)
         print(newest(workdir), flush=True)
-    finish(killed_config(), workdir)
+    finish(undisturbed, workdir)
 
 
 if __name__ == "__main__":
