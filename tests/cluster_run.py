@@ -1,8 +1,8 @@
 """Two processes that train as one: python -m tests.cluster_run <folder> <changes> <port> [stop].
 
-This process imports everything and starts nothing; the two are forks of it, of one device each. They train in
-`<folder>/run`, with `changes` (JSON) to the configuration, and write to `<folder>/output0`, `errors0` and so on. With
-"stop" the second one gets SIGTERM as soon as training has begun.
+This process imports everything and starts nothing; the two are forks of it, of as many devices as XLA_FLAGS says. They
+train in `<folder>/run`, with `changes` (JSON) to the configuration, and write to `<folder>/output0`, `errors0` and so on.
+With "stop" the second one gets SIGTERM as soon as training has begun.
 """
 
 import json
@@ -11,8 +11,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
 
 from distcam_jax import cluster, training
 from tests.tiny_run import tiny_config

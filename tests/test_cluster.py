@@ -28,7 +28,7 @@ def train_on_two(folder, changes, *options):
     folder.mkdir(exist_ok=True)
     # Only the first process writes to a cache of compiled programs. With one that holds what other tests compiled, it
     # would be so far ahead that its first exchange with the second one may run into JAX's limit of half a minute.
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "tests.cluster_run", str(folder), json.dumps(changes), str(port), *options]
     code = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, check=False).returncode
     output, errors = (
