@@ -1,8 +1,8 @@
 """Two processes that train as one: python -m tests.cluster_run <folder> <changes> <port> [stop].
 
 This process imports everything and starts nothing; the two are forks of it, of as many devices as XLA_FLAGS says. They
-train in `<folder>/run`, with `changes` (JSON) to the configuration, and write to `<folder>/output0`, `errors0` and so on.
-With "stop" the second one gets SIGTERM as soon as training has begun.
+train in `<folder>/run`, with `changes` (JSON) to the configuration, and write to `<folder>/output0`, `errors0` and so
+on. With "stop" the second one gets SIGTERM as soon as training has begun.
 """
 
 import json
