@@ -177,5 +177,5 @@ def test_build_model_refuses_unknown_prototypes():
 
 
 def test_build_model_refuses_an_unknown_objective():
-    with pytest.raises(ValueError, match="unknown objective 'contrast'; choose one of softmax, metric"):
+    with pytest.raises(ValueError, match="unknown objective 'contrast'; choose one of softmax, cosine, metric"):
         training.build_model(tiny_config("contrast"), 10)
