@@ -20,7 +20,7 @@ from flax import nnx
 from configs import quickstart
 from distcam_jax import checkpoints, runs, training
 from distcam_jax.input_pipeline import make_eval_batches, make_train_iterator
-from distcam_jax.training import loop
+from distcam_jax.training import loop, validation
 from tests.killed_run import killed_config
 from tests.tiny_run import tiny_config
 
@@ -143,19 +143,29 @@ def train_script(workdir, **options):
     ]
 
 
-def started(command, workdir, settle=1.0):
-    """A process of the script, with a session of its own, that has begun to train."""
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=environment(), start_new_session=True, **pipes)
-    deadline = time.monotonic() + 120
-    while not list(workdir.glob("tensorboard/*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(settle)
-    return process
+@pytest.fixture
+def started():
+    """Starts the script, with a session of its own, and returns once it has begun to train; ends what is left of it."""
+    processes = []
+
+    def start(command, workdir, settle=1.0):
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=environment(), start_new_session=True, **pipes))
+        deadline = time.monotonic() + 120
+        while not list(workdir.glob("tensorboard/*")) and processes[-1].poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(settle)
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stderr.close()
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
-def test_train_script_saves_when_it_is_asked_to_stop_and_goes_on(number, workers, tmp_path):
+def test_train_script_saves_when_it_is_asked_to_stop_and_goes_on(number, workers, started, tmp_path):
     # No checkpoint is due: what is found is what the signal made the run save. A terminal signals the workers too.
     options = {"checkpoint.every_steps": 10**6, "log_every": 1, "epochs": 1000, "input.num_workers": workers}
     command, step = train_script(tmp_path / "run", **options), 0
@@ -173,7 +183,7 @@ def test_train_script_saves_when_it_is_asked_to_stop_and_goes_on(number, workers
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
-def test_train_script_that_is_killed_leaves_no_process_behind(tmp_path):
+def test_train_script_that_is_killed_leaves_no_process_behind(started, tmp_path):
     process = started(train_script(tmp_path / "run", epochs=1000, **{"input.num_workers": 1}), tmp_path / "run")
     children = " ".join(path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/children")).split()
     process.kill()
@@ -283,7 +293,7 @@ def test_fit_names_an_image_that_cannot_be_read(workers, tmp_path, monkeypatch):
 
 def test_fit_keeps_the_newest_and_the_best_checkpoint(tmp_path, monkeypatch):
     accuracies = iter([0.2, 0.9, 0.5, 0.4])
-    monkeypatch.setattr(loop, "_accuracy", lambda *_: next(accuracies))
+    monkeypatch.setattr(validation, "_accuracy", lambda *_: next(accuracies))
     config = tiny_config(**{"checkpoint.every_steps": 2, "checkpoint.keep": 1, "checkpoint.validation_images": 20})
     training.fit(config, tmp_path)
     assert steps_in(tmp_path) == [4, 8]
