@@ -18,7 +18,7 @@ from distcam_jax.checks import check_positive_integers, integer_labels, working_
 METRICS = ("l1", "l2", "cosine")
 _SHORTEST = 1e-12  # a vector whose norm is no larger counts as zero
 _NEVER = float(np.finfo(np.float32).min)  # of a way without supports; finite, so that no gradient is NaN
-_BLOCK_ELEMENTS = 2**24  # of the features of the episodes that one call is given
+_BLOCK_ELEMENTS = 2**23  # of the features of the episodes that one call is given
 _SLICE = 128  # channels that are added up as one vector
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -200,23 +200,24 @@ def _check_temperature(temperature) -> None:
 
 def _rectify(support, labels, query, ways, temperature):
     """The rectified prototypes `[ways, k]` and the shifted queries `[m, k]`."""
-    own = jax.nn.one_hot(labels, ways, dtype=support.dtype)  # [n, ways]
-    counts = jnp.sum(own, axis=0)
-    sums = jnp.matmul(own.T, support, precision=_HIGHEST)
+    own = jax.nn.one_hot(labels, ways, dtype=support.dtype, axis=0)  # [ways, n]
+    counts = jnp.sum(own, axis=1)
+    sums = jnp.matmul(own, support, precision=_HIGHEST)
     prototypes = sums / jnp.maximum(counts, 1)[:, None]
     if len(query):
+        to_mean = jnp.full(len(query), 1 / len(query), query.dtype)  # products stay on one core, see `_compiled`
         mean = jnp.sum(sums, axis=0) / jnp.maximum(jnp.sum(counts), 1)
-        query = query + (mean - jnp.mean(query, axis=0))
+        query = query + (mean - jnp.matmul(to_mean, query, precision=_HIGHEST))
     to_query = _cosines(query, prototypes)
     nearest = jnp.argmax(jnp.where(counts > 0, to_query, _NEVER), axis=-1)
-    assigned = jnp.where(counts > 0, jax.nn.one_hot(nearest, ways, dtype=support.dtype), 0)
-    members = jnp.concatenate([own, assigned])
-    similar = jnp.concatenate([_cosines(support, prototypes), to_query])
-    exponents = jnp.asarray(temperature, support.dtype) * similar
-    weights = members * jax.nn.softmax(jnp.where(members > 0, exponents, _NEVER), axis=0)
-    of_support, of_query = weights[: len(support)], weights[len(support) :]
-    rectified = jnp.matmul(of_support.T, support, precision=_HIGHEST)
-    return rectified + jnp.matmul(of_query.T, query, precision=_HIGHEST), query
+    assigned = jax.nn.one_hot(nearest, ways, dtype=support.dtype, axis=0)
+    members = jnp.where(counts[:, None] > 0, jnp.concatenate([own, assigned], axis=1), 0)
+    similar = jnp.concatenate([_cosines(support, prototypes), to_query]).T
+    exponents = jnp.where(members > 0, jnp.asarray(temperature, support.dtype) * similar, _NEVER)
+    weights = members * jax.nn.softmax(exponents, axis=1)
+    of_support, of_query = weights[:, : len(support)], weights[:, len(support) :]
+    rectified = jnp.matmul(of_support, support, precision=_HIGHEST)
+    return rectified + jnp.matmul(of_query, query, precision=_HIGHEST), query
 
 
 def _decide(support, query, *, metric, rectified, temperature):
@@ -229,7 +230,18 @@ def _decide(support, query, *, metric, rectified, temperature):
     return _cosines(shifted, prototypes)
 
 
-@functools.partial(jax.jit, static_argnames=("metric", "rectified", "temperature"))
+@functools.cache
+def _compiled(function):
+    """Compiles `_episode_scores` or `_block_accuracies` for the default back end."""
+    static = ("metric", "rectified", "temperature")
+    if jax.default_backend() != "cpu":
+        return jax.jit(function, static_argnames=static)
+    # Blocks of episodes run side by side, a core each. If single operations were split over the cores too, features
+    # would move from one core's cache to the other's: that takes twice the time.
+    options = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+    return jax.jit(function, static_argnames=static, compiler_options=options)
+
+
 def _episode_scores(embeddings, support_rows, query_rows, *, metric, rectified, temperature):
     """Scores `[e, ways, queries, ways]` of a block of episodes."""
 
@@ -244,7 +256,6 @@ def _episode_scores(embeddings, support_rows, query_rows, *, metric, rectified, 
     return jax.lax.map(one, (support_rows, query_rows), batch_size=at_once)
 
 
-@functools.partial(jax.jit, static_argnames=("metric", "rectified", "temperature"))
 def _block_accuracies(embeddings, support_rows, query_rows, *, metric, rectified, temperature):
     scores = _episode_scores(
         embeddings, support_rows, query_rows, metric=metric, rectified=rectified, temperature=temperature
@@ -338,7 +349,7 @@ def episode_predictions(
 
 
 def _in_blocks(function, embeddings, supports, queries, metric, rectified, temperature, center, normalize):
-    """Calls a jitted function for blocks of episodes of one size, the last one filled up with its first episode."""
+    """Calls a function, compiled, for blocks of episodes of one size, the last one filled up with its first episode."""
     _check_metric(metric)
     if rectified and metric != "cosine":
         raise ValueError(f"metric: rectified prototypes are told by 'cosine', got {metric!r}")
@@ -357,7 +368,7 @@ def _in_blocks(function, embeddings, supports, queries, metric, rectified, tempe
     for start in range(0, len(supports), block):
         rows = [part[start : start + block] for part in (supports, queries)]
         rows = [np.concatenate([part, np.repeat(part[:1], block - len(part), axis=0)]) for part in rows]
-        yield function(features, *rows, metric=metric, rectified=rectified, temperature=float(temperature))
+        yield _compiled(function)(features, *rows, metric=metric, rectified=rectified, temperature=float(temperature))
 
 
 def _check_rows(name: str, rows: np.ndarray, count: int) -> None:
