@@ -5,8 +5,10 @@ al., NeurIPS 2017), which Dist-CAM explains; a query belongs to the nearest one.
 at all queries of an episode together (Liu et al., ECCV 2020).
 """
 
+import concurrent.futures
 import functools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -302,8 +304,7 @@ def episode_accuracies(
         [1.0]
     """
     arguments = (embeddings, support_rows, query_rows, metric, rectified, temperature, center, normalize)
-    blocks = list(_in_blocks(_block_accuracies, *arguments))
-    return np.concatenate([np.asarray(block) for block in blocks])[: len(support_rows)]
+    return _in_blocks(_block_accuracies, *arguments)
 
 
 def episode_predictions(
@@ -343,18 +344,16 @@ def episode_predictions(
         ([[[1], [1]]], [-4.0, -1.0])
     """
     arguments = (embeddings, support_rows, query_rows, metric, rectified, temperature, center, normalize)
-    blocks = list(_in_blocks(_episode_scores, *arguments))
-    scores = np.concatenate([np.asarray(block) for block in blocks])[: len(support_rows)]
+    scores = _in_blocks(_episode_scores, *arguments)
     return np.where(np.isnan(scores).any(axis=-1), -1, np.argmax(scores, axis=-1)), scores
 
 
 def _in_blocks(function, embeddings, supports, queries, metric, rectified, temperature, center, normalize):
-    """Calls a function, compiled, for blocks of episodes of one size, the last one filled up with its first episode."""
-    _check_metric(metric)
-    if rectified and metric != "cosine":
-        raise ValueError(f"metric: rectified prototypes are told by 'cosine', got {metric!r}")
-    if rectified:
-        _check_temperature(temperature)
+    """What a function gives for blocks of episodes of one size, the last one filled up with its first episode.
+
+    On a CPU a call keeps one core busy, and calls of one thread run one after the other: each core has a thread.
+    """
+    _check_decision(metric, rectified, temperature)
     given = {"embeddings": (embeddings, "n k")} | ({} if center is None else {"center": (center, "k")})
     features = transform_features(working_arrays(**given)[0], center=center, normalize=normalize)
     supports, queries = (np.asarray(rows) for rows in (supports, queries))
@@ -365,10 +364,27 @@ def _in_blocks(function, embeddings, supports, queries, metric, rectified, tempe
     per_episode = (supports[0].size + queries[0].size) * features.shape[1]
     blocks = math.ceil(len(supports) / max(1, _BLOCK_ELEMENTS // per_episode))
     block = math.ceil(len(supports) / blocks)
-    for start in range(0, len(supports), block):
+    decide = functools.partial(
+        _compiled(function), features, metric=metric, rectified=rectified, temperature=float(temperature)
+    )
+
+    def call(start: int) -> np.ndarray:
         rows = [part[start : start + block] for part in (supports, queries)]
         rows = [np.concatenate([part, np.repeat(part[:1], block - len(part), axis=0)]) for part in rows]
-        yield _compiled(function)(features, *rows, metric=metric, rectified=rectified, temperature=float(temperature))
+        return np.asarray(decide(*rows))
+
+    first, *others = range(0, len(supports), block)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [call(first), *pool.map(call, others)]  # the first one compiles
+    return np.concatenate(found)[: len(supports)]
+
+
+def _check_decision(metric: str, rectified: bool, temperature) -> None:
+    _check_metric(metric)
+    if rectified and metric != "cosine":
+        raise ValueError(f"metric: rectified prototypes are told by 'cosine', got {metric!r}")
+    if rectified:
+        _check_temperature(temperature)
 
 
 def _check_rows(name: str, rows: np.ndarray, count: int) -> None:
