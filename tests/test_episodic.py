@@ -96,13 +96,13 @@ def test_check_objective_names_the_section_that_is_missing():
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory):
+def stages(tmp_path_factory, common_folder):
     """A run of whole classification and one by episodes that goes on from it."""
     folder = tmp_path_factory.mktemp("stages")
     validated = {"checkpoint.validation_images": 20, "checkpoint.validation_episodes": 6, "episodes.shots": 1}
     mesh = training.create_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISTCAM_DATA_DIR", str(tmp_path_factory.getbasetemp() / "prepared"))
+        patch.setenv("DISTCAM_DATA_DIR", str(common_folder / "prepared"))
         patch.setattr(loop, "create_mesh", lambda: mesh)
         first = training.fit(episode_config("cosine", **validated), folder / "cosine")
         config = episode_config(**{**validated, "batch": 12, "start.run": str(folder / "cosine"), "epochs": 0.5})

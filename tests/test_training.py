@@ -39,9 +39,9 @@ def test_train_step_is_the_same_on_eight_devices_and_one(objective, changes):
 
 
 def test_train_step_keeps_the_parts_of_a_state_where_they_lie():
-    config = tiny_config(**{"sharding": "fsdp", "model.width": 8, "average": 0.5})
+    config = tiny_config(**VARIANTS[2])
     mesh = training.create_mesh()
-    optimizer = training.make_optimizer(config, lambda step: 0.1)
+    optimizer = training.make_optimizer(config, training.learning_rate_schedule(config, 10, 5))
     graph, state = training.create_state(config, 10, optimizer, mesh)
     shardings = training.shardings_of(state)
     step = training.make_train_step(config, graph, optimizer, shardings)
@@ -59,16 +59,15 @@ def test_train_step_in_micro_batches_averages_the_gradients_of_every_other_row()
     optimizer = training.make_optimizer(config, lambda step: 0.1)
     graph, state = training.create_state(config, 10, optimizer, mesh)
     batch, params, statistics = batch_of(16), state.params["model"], state.statistics
-    gradients = []
+
+    def loss_fn(params, statistics, image, label):
+        model = nnx.merge(graph, params, statistics, copy=True)
+        output, _ = model(training.normalize(image, config))
+        return losses.softmax_cross_entropy(output, label), nnx.split(model, nnx.Param, ...)[2]
+
+    gradients, gradient_of = [], jax.jit(jax.grad(loss_fn, has_aux=True))
     for start in (0, 1):
-
-        def loss_fn(params, statistics=statistics, start=start):
-            model = nnx.merge(graph, params, statistics, copy=True)
-            output, _ = model(training.normalize(jnp.asarray(batch["image"][start::2]), config))
-            loss = losses.softmax_cross_entropy(output, jnp.asarray(batch["label"][start::2]))
-            return loss, nnx.split(model, nnx.Param, ...)[2]
-
-        gradient, statistics = jax.grad(loss_fn, has_aux=True)(params)
+        gradient, statistics = gradient_of(params, statistics, batch["image"][start::2], batch["label"][start::2])
         gradients.append(gradient)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *gradients)
     updates, _ = optimizer.update({"model": mean}, optimizer.init({"model": params}), {"model": params})
