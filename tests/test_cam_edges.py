@@ -50,7 +50,7 @@ def degenerate_inputs():
         "1e-30": (FEATURES * 1e-30, PROTOTYPES * 1e-30),
         "1e30": (FEATURES * 1e30, PROTOTYPES * 1e30),
         "1e-38": (FEATURES * 1e-38, PROTOTYPES * 1e-38),
-        "one tiny distance": (flat[:1], PROTOTYPES[:1] + np.eye(6)[:1] * 1e-38),
+        "one tiny distance": (flat[:1].repeat(3, axis=0), PROTOTYPES[:1] + np.eye(6)[:1] * 1e-38),
     }
 
 

@@ -74,7 +74,8 @@ def objective_params(config: ml_collections.ConfigDict, num_classes: int, channe
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
     if config.metric.auxiliary:
         bound = 1.0 / np.sqrt(channels)
-        params["auxiliary"] = jax.random.uniform(keys[0], (channels, num_classes), minval=-bound, maxval=bound)
+        flat = jax.random.uniform(keys[0], (channels * num_classes,), minval=-bound, maxval=bound)
+        params["auxiliary"] = flat.reshape(channels, num_classes)
     free = config.metric.loss == "prototypes" and config.metric.prototypes == "proxies"
     if config.metric.loss in _MARGINS:
         params["proxies"] = jax.random.normal(keys[1], (num_classes, channels))
