@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_classify_ranks_as_a_loop_over_the_centre_crops(trained):
     data = training.load_split(config, "eval")
     prototypes = network_prototypes(network, trained / "p.safetensors", data.class_names, batch=16)
     found = classify(network, prototypes, network.batches(data.source, batch=16, resize="center_crop"))
-    model = nnx.merge(network.graph, network.state, copy=True)
+    model = jax.jit(lambda images: nnx.merge(network.graph, network.state, copy=True)(images))
     for row, index in enumerate(found.index):
         example = data.source[int(index)]
         small, _ = center_crop(decode_image(example["image"]), np.zeros((0, 4), np.float32), (32, 32))

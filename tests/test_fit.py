@@ -315,9 +315,10 @@ def test_fit_measures_the_accuracy_on_held_out_images(objective, tmp_path, monke
     model = training.build_model(config, 10)
     nnx.update(model, *jax.tree.map(jnp.asarray, (state.params["model"], state.statistics)))
     model.eval()
-    right = []
+    graph, weights = nnx.split(model)
+    compiled, right = jax.jit(lambda images: nnx.merge(graph, weights)(images)), []
     for batch in make_eval_batches(loop.load_split(config, "tune").source, batch_size=1, image_size=32):
-        output, features = model(training.normalize(jnp.asarray(batch["image"]), config))
+        output, features = compiled(training.normalize(jnp.asarray(batch["image"]), config))
         if objective == "metric":
             distances = np.abs(np.asarray(features["embedding"]) - state.class_means).sum(axis=1)
             decided = np.argmin(np.where(state.class_counts > 0, distances, np.inf))
