@@ -1,25 +1,23 @@
 """Episodes of few-shot learning: which images of a data set are the supports and queries of a small task.
 
 An episode of n ways, s shots and q queries draws n classes and of each s + q different images. What episode number e
-holds follows from the seed and e alone, so that processes, workers and threads need not agree on anything.
+holds follows from the seed and e alone.
 """
 
-import functools
 import operator
 
 import numpy as np
 from jaxtyping import Int
 
 from distcam_jax.checks import check_positive_integers
+from distcam_jax.orders import GroupedOrder, rows_of_classes
 
-_ENDLESS = 2**40  # positions; no training is as long
 
-
-class EpisodeSampler:
+class EpisodeSampler(GroupedOrder):
     """Draws episodes from the labels of a data set.
 
-    It is also the endless order in which training reads the images of one episode after the other: a sequence whose
-    element p is the row of the image at place p modulo `size` of episode p // size; see `make_train_iterator`.
+    It is also the endless order in which training reads the images of one episode after the other; see
+    `make_train_iterator`.
 
     Args:
         labels: class of each image `[n]`, integers.
@@ -49,24 +47,18 @@ class EpisodeSampler:
 
     def __init__(self, labels: Int[np.ndarray, " n"], *, ways: int, shots: int, queries: int, seed: int = 0):
         check_positive_integers(ways=ways, shots=shots, queries=queries)
-        labels = np.asarray(labels)
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"labels: want integers [n], got {labels.dtype} of shape {labels.shape}")
-        if seed < 0:
-            raise ValueError(f"seed: want 0 or more, got {seed}")
+        rows = rows_of_classes(labels, seed)
         self.ways, self.shots, self.queries, self.seed = ways, shots, queries, seed
-        self.classes, counts = np.unique(labels, return_counts=True)
         needed = shots + queries
-        for label, count in zip(self.classes.tolist(), counts.tolist(), strict=True):
-            if count < needed:
+        for label, own in rows.items():
+            if len(own) < needed:
                 raise ValueError(
-                    f"class {label} has {count} images, and an episode takes {needed} of each class ({shots} shots, "
+                    f"class {label} has {len(own)} images, and an episode takes {needed} of each class ({shots} shots, "
                     f"{queries} queries): ask for fewer, or leave the class out"
                 )
-        if len(self.classes) < ways:
-            raise ValueError(f"ways: want at most the {len(self.classes)} classes that there are, got {ways}")
-        order = np.argsort(labels, kind="stable")
-        self._rows = np.split(order, np.cumsum(counts)[:-1])
+        if len(rows) < ways:
+            raise ValueError(f"ways: want at most the {len(rows)} classes that there are, got {ways}")
+        self.classes, self._rows = np.array(list(rows)), list(rows.values())
 
     @property
     def size(self) -> int:
@@ -111,19 +103,10 @@ class EpisodeSampler:
         """What the order of the images rests on, besides seed and source."""
         return {"ways": self.ways, "shots": self.shots, "queries": self.queries}
 
-    def __len__(self) -> int:
-        return _ENDLESS
-
-    def __getitem__(self, index: int) -> int:
-        number, within = divmod(operator.index(index), self.size)
-        return int(_flat_rows(self, number)[within])
+    def rows_of(self, number: int) -> Int[np.ndarray, " m"]:
+        """The rows of an episode, class by class."""
+        return self.episode(number)[1].ravel()
 
     def __repr__(self) -> str:  # Grain compares it when an iterator is restored
         counts = f"ways={self.ways}, shots={self.shots}, queries={self.queries}"
         return f"EpisodeSampler({len(self.classes)} classes, {counts}, seed={self.seed})"
-
-
-@functools.lru_cache(maxsize=64)
-def _flat_rows(sampler: EpisodeSampler, number: int) -> np.ndarray:
-    """Rows of an episode in their order; the newest are kept, as their images are asked for one by one."""
-    return sampler.episode(number)[1].ravel()

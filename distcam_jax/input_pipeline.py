@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from distcam_jax.augmentations import augment, check_augmentation
+from distcam_jax.class_batches import ClassBatchSampler
 from distcam_jax.decoding import Part, Rows, Source, decode_image, read_example, read_labels
 from distcam_jax.episodes import EpisodeSampler
 from distcam_jax.geometry import (
@@ -30,6 +31,7 @@ from distcam_jax.geometry import (
 from distcam_jax.reading import Reader, Running
 
 __all__ = [
+    "ClassBatchSampler",
     "EpisodeSampler",
     "EvalBatches",
     "Order",
@@ -57,7 +59,7 @@ Example = dict[str, Any]
 
 @runtime_checkable
 class Order(Protocol):
-    """An endless order of a source's rows, in an object that can be pickled, such as `EpisodeSampler`.
+    """An endless order of a source's rows, in an object that can be pickled, such as `ClassBatchSampler`.
 
     Attributes:
       identity: what it rests on besides seed and source, as integers by name.
@@ -108,7 +110,8 @@ def make_train_iterator(
       seed: non-negative; decides order and augmentation.
       augmentation: plain values such as `dict(kind="random_resized_crop", scale=(0.35, 1.0), flip=True)`, with colour
         jitter and random erasing where wanted, see `distcam_jax.augmentations.augment`; None resizes straight.
-      order: the rows in the order in which they are read, such as an `EpisodeSampler`; None is the permutations above.
+      order: the rows in the order in which they are read, such as an `EpisodeSampler` or a
+        `ClassBatchSampler`; None is the permutations above.
       num_workers: worker processes; 0 reads in threads of this process.
       process_index: this process's number among those that train together.
       process_count: how many processes train together.

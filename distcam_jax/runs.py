@@ -36,8 +36,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         if name not in values:
             raise ValueError(f"the configuration has no key {name}; it was made for another version of this package")
     for name in _POSITIVE:
-        if not values[name] > 0:
-            raise ValueError(f"config.{name} must be positive, got {values[name]}")
+        value = values[name]  # an image size may be a height and a width
+        if not all(side > 0 for side in (value if isinstance(value, tuple | list) else [value])):
+            raise ValueError(f"config.{name} must be positive, got {value}")
     for name in _NOT_NEGATIVE:
         if values[name] < 0:
             raise ValueError(f"config.{name} must be 0 or more, got {values[name]}")
@@ -57,6 +58,7 @@ _FREE_KEYS = (
     "data.data_dir",
     "data.manual_dir",
     "input.eval_split",
+    "input.gallery_split",
     "input.num_workers",
 )
 

@@ -35,9 +35,11 @@ LEVELS = {
         "datasets",
         "input_pipeline",
         "augmentations",
+        "class_batches",
         "decoding",
         "episodes",
         "geometry",
+        "orders",
         "photometric",
         "reading",
     },
@@ -45,7 +47,7 @@ LEVELS = {
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
 HEAVY = {"flax", "grain", "orbax", "tensorflow_datasets", "tensorflow", "torch", "sklearn", "matplotlib"}
-DATA = {"datasets", "input_pipeline", "augmentations", "decoding", "episodes", "geometry", "photometric", "reading"}
+DATA = LEVELS[1] - {"models"}
 PUBLIC = {
     "distcam_jax": distcam_jax.__all__,
     "distcam_jax.losses": ["proxy_nca", "batch_hard_triplet", "nt_xent", "multi_similarity", "arcface_logits"],

@@ -7,14 +7,24 @@ from flax import nnx
 
 from distcam_jax.models.backbone import STEMS, Backbone
 from distcam_jax.models.densenet import DENSENETS
-from distcam_jax.models.heads import HEADS, class_weights
+from distcam_jax.models.heads import HEADS, SEARCH_SPACES, check_search_space, class_weights, search_features
 from distcam_jax.models.resnet import RESNETS
 from distcam_jax.models.resnet12 import RESNET12
 
 MODELS: dict[str, Callable[..., Backbone]] = {**RESNETS, **DENSENETS, **RESNET12}
 _COMMON = ("num_classes", "rngs", "head")  # what every model takes
 
-__all__ = ["HEADS", "MODELS", "STEMS", "Backbone", "class_weights", "create_model"]
+__all__ = [
+    "HEADS",
+    "MODELS",
+    "SEARCH_SPACES",
+    "STEMS",
+    "Backbone",
+    "check_search_space",
+    "class_weights",
+    "create_model",
+    "search_features",
+]
 
 
 def create_model(name: str, *, num_classes: int, rngs: nnx.Rngs, head: str = "linear", **options) -> Backbone:

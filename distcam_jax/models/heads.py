@@ -4,6 +4,7 @@ Heads compute in float32, whatever the backbone's dtype.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,23 @@ class BatchNormNeckHead(nnx.Module):
         return (self.linear.kernel.get_value() * factor[:, None]).T
 
 
+class ProjectionHead(nnx.Module):
+    """A linear map to an embedding of another size, which metric losses are trained on and searches are done in.
+
+    Attributes:
+        kernel: `[k, d]`, without a bias, which no distance and no gradient of one would see. It starts normal with
+            deviation `1 / sqrt(k)`.
+    """
+
+    def __init__(self, embedding_size: int, size: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(1.0 / np.sqrt(embedding_size))
+        self.kernel = nnx.Param(init(rngs.params(), (embedding_size, size), jnp.float32))
+
+    def __call__(self, embedding: Float[Array, "b k"]) -> Float[Array, "b d"]:
+        """The projected feature."""
+        return jnp.matmul(embedding, self.kernel.get_value(), precision=jax.lax.Precision.HIGHEST)
+
+
 class NoHead(nnx.Module):
     """No classifier layer: the embedding is the output."""
 
@@ -110,7 +128,13 @@ class NoHead(nnx.Module):
         return embedding
 
 
-_CLASSES = {"linear": LinearHead, "proxy": ProxyHead, "cosine": CosineHead, "batch_norm_neck": BatchNormNeckHead}
+_CLASSES = {
+    "linear": LinearHead,
+    "proxy": ProxyHead,
+    "cosine": CosineHead,
+    "batch_norm_neck": BatchNormNeckHead,
+    "projection": ProjectionHead,
+}
 HEADS = (*_CLASSES, "none")
 
 
@@ -120,10 +144,10 @@ def create_head(name: str, embedding_size: int, num_classes: int, *, rngs: nnx.R
     Args:
         name: one of `HEADS`, which output, for embeddings `[b, k]`: "linear" class scores `[b, c]`; "proxy" negative L1
             distances to learnt prototypes `[b, c]`; "cosine" similarities to learnt class weights `[b, c]`, in [-1, 1];
-            "batch_norm_neck" class scores `[b, c]` of the normalised embedding, which its method `neck` gives; "none"
-            the embedding `[b, k]`.
+            "batch_norm_neck" class scores `[b, c]` of the normalised embedding, which its method `neck` gives;
+            "projection" an embedding of c channels; "none" the embedding `[b, k]`.
         embedding_size: channels k of the embedding.
-        num_classes: classes c; unused by "none".
+        num_classes: classes c, or the channels of a projection; unused by "none".
         rngs: where the initial weights come from.
 
     Returns:
@@ -161,7 +185,7 @@ def class_weights(model: nnx.Module) -> Float[Array, "c k"] | None:
 
     Returns:
         Weights `[c, k]`, or None for a model whose scores are not linear in the embedding ("proxy", "cosine") or that
-        has none ("none"), for which CAM is not defined.
+        has none ("projection", "none"), for which CAM is not defined.
 
     Examples:
         >>> from flax import nnx
@@ -174,3 +198,45 @@ def class_weights(model: nnx.Module) -> Float[Array, "c k"] | None:
     if isinstance(head, LinearHead):
         return head.linear.kernel.get_value().T
     return head.class_weights() if isinstance(head, BatchNormNeckHead) else None
+
+
+SEARCH_SPACES = ("embedding", "projection", "neck")
+
+
+def check_search_space(model: nnx.Module, space: str) -> None:
+    """Refuses a space that is unknown or that the model does not have; a ValueError lists the names."""
+    if space not in SEARCH_SPACES:
+        raise ValueError(f"unknown search space {space!r}; choose one of {', '.join(SEARCH_SPACES)}")
+    needed = {"projection": ProjectionHead, "neck": BatchNormNeckHead}.get(space, object)
+    head = getattr(model, "head", None)
+    if not isinstance(head, needed):
+        raise ValueError(f"the search space {space!r} needs a {needed.__name__}, the model has a {type(head).__name__}")
+
+
+def search_features(model: nnx.Module, embedding: Float[Array, "b k"], space: str) -> Float[Array, "b d"]:
+    """The features of images in the space in which they are searched.
+
+    Args:
+        model: a model of `distcam_jax.models`, in evaluation mode.
+        embedding: its pooled features `[b, k]`.
+        space: "embedding", these themselves; "projection", what a `ProjectionHead` makes of them; "neck", what the
+            normalisation of a `BatchNormNeckHead` does.
+
+    Returns:
+        `[b, d]`; not normalised.
+
+    Raises:
+        ValueError: the space is unknown, or the model's head is another one.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from distcam_jax.models import create_model
+        >>> model = create_model("resnet18", num_classes=3, width=8, stem="small", head="projection", rngs=nnx.Rngs(0))
+        >>> search_features(model, jnp.ones((2, 64)), "projection").shape
+        (2, 3)
+    """
+    check_search_space(model, space)
+    if space == "embedding":
+        return embedding
+    head: Any = getattr(model, "head", None)
+    return head.neck(embedding) if space == "neck" else head(embedding)

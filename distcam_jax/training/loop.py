@@ -13,11 +13,18 @@ from jax.sharding import Mesh
 from distcam_jax import checkpoints, runs
 from distcam_jax.cluster import Stopped, StopSignal, agree, is_primary
 from distcam_jax.datasets import Dataset, load_dataset
-from distcam_jax.input_pipeline import EpisodeSampler, TrainIterator, make_train_iterator, read_labels
+from distcam_jax.input_pipeline import (
+    ClassBatchSampler,
+    EpisodeSampler,
+    Order,
+    TrainIterator,
+    make_train_iterator,
+    read_labels,
+)
 from distcam_jax.training.episodic import check_episodes
 from distcam_jax.training.optimizers import learning_rate_schedule, make_optimizer
 from distcam_jax.training.progress import Profile, Progress, Recent
-from distcam_jax.training.starting import restore_model, starting_config, take_weights
+from distcam_jax.training.starting import restore_model, starting_config, starting_weights, take_weights
 from distcam_jax.training.state import TrainState, create_mesh, create_state, shard_batch
 from distcam_jax.training.steps import make_train_step, shardings_of
 from distcam_jax.training.validation import make_validation
@@ -58,11 +65,11 @@ def fit(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     validate = None
     if config.checkpoint.validation_images:
         validate = make_validation(config, data.num_classes, mesh, load_split(config, "tune"))
-    start = starting_config(config)
+    start, weights = starting_config(config), starting_weights(config, data.num_classes)
     workdir = _claimed(config, workdir)  # only now: a configuration that does not work leaves nothing behind
     with checkpoints.open_checkpoints(workdir, keep=config.checkpoint.keep) as manager:
         restored = checkpoints.restore_latest(manager, state, iterator, agree=agree)
-        first, state = restored if restored else (0, _started(config, start, state, mesh))
+        first, state = restored if restored else (0, _started(config, start, weights, state, mesh))
         logging.info("training from step %d to %d on %d device(s)", first, steps, mesh.size)
         if first < steps:
             train_step = make_train_step(config, graph, optimizer, shardings_of(state))
@@ -122,12 +129,11 @@ class _Run:
         checkpoints.save(self.manager, step, state, iterator, accuracy=accuracy)
 
 
-def _started(config: ml_collections.ConfigDict, start, state: TrainState, mesh: Mesh) -> TrainState:
-    """The state at step 0, with the weights of the run that `start.run` names, if it names one."""
-    if start is None:
-        return state
-    _, model = restore_model(start, config.start.run, load_split(start, "train").num_classes, mesh)
-    return take_weights(state, model)
+def _started(config: ml_collections.ConfigDict, start, weights, state: TrainState, mesh: Mesh) -> TrainState:
+    """The state at step 0, with the weights of the run or of the file that `start` names, if it names one."""
+    if start is not None:
+        _, weights = restore_model(start, config.start.run, load_split(start, "train").num_classes, mesh)
+    return state if weights is None else take_weights(state, weights)
 
 
 def _check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -139,20 +145,42 @@ def _check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         )
     if config.objective == "episodes":
         check_episodes(config, jax.process_count())
+    elif "sampler" in config:
+        check_sampler(config)
+
+
+def _order(config: ml_collections.ConfigDict, data: Dataset) -> Order | None:
+    """The order in which the images are read, or None for permutations of them all."""
+    if config.objective == "episodes":
+        draw = {name: config.episodes[name] for name in ("ways", "shots", "queries")}
+        return EpisodeSampler(read_labels(data.source), **draw, seed=config.seed)
+    if "sampler" in config:
+        return ClassBatchSampler(read_labels(data.source), **config.sampler.to_dict(), seed=config.seed)
+    return None
+
+
+def check_sampler(config: ml_collections.ConfigDict) -> None:
+    """Refuses a batch that is not the classes times the images of the sampler; a ValueError says what would do."""
+    classes, images = config.sampler.classes, config.sampler.images
+    if config.batch != classes * images:
+        raise ValueError(
+            f"config.batch must be {classes * images} ({classes} classes, {images} images of each), got {config.batch}"
+        )
+    if config.accumulate != 1:
+        raise ValueError(
+            f"config.accumulate must be 1 with config.sampler, whose classes micro-batches would cut apart; got "
+            f"{config.accumulate}"
+        )
 
 
 def _batches(config: ml_collections.ConfigDict, data: Dataset) -> TrainIterator:
-    order = None
-    if config.objective == "episodes":
-        draw = {name: config.episodes[name] for name in ("ways", "shots", "queries")}
-        order = EpisodeSampler(read_labels(data.source), **draw, seed=config.seed)
     return make_train_iterator(
         data.source,
         batch_size=config.batch // jax.process_count(),
         image_size=config.input.image_size,
         seed=config.seed,
         augmentation=config.input.augmentation.to_dict() if config.input.augmentation else None,
-        order=order,
+        order=_order(config, data),
         num_workers=config.input.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -1,4 +1,4 @@
-"""What a step minimises: the classifier's cross-entropy, or a metric objective on the embedding.
+"""What a step minimises: the classifier's cross-entropy, a metric objective on the embedding, or both.
 
 Episodes have a module of their own, `episodic`.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from distcam_jax import losses
 
-OBJECTIVES = ("softmax", "cosine", "metric", "episodes")
+OBJECTIVES = ("softmax", "cosine", "metric", "neck", "episodes")
 PROTOTYPES = ("class_means", "running_means", "proxies")  # what the loss "prototypes" may train against
 
 # The other losses of the metric objective: what each of them compares the embeddings with, and whether it takes a
@@ -44,10 +44,31 @@ def check_objective(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"unknown episodes.distance {config.episodes.distance!r}; choose one of {', '.join(losses.EPISODE_METRICS)}"
         )
-    choices = {"loss": METRIC_LOSSES, "prototypes": PROTOTYPES, "distance": losses.METRICS}
-    for name, valid in choices.items() if config.objective == "metric" else ():
-        if config.metric[name] not in valid:
-            raise ValueError(f"unknown metric.{name} {config.metric[name]!r}; choose one of {', '.join(valid)}")
+    choices = {
+        "metric": {"loss": METRIC_LOSSES, "prototypes": PROTOTYPES, "distance": losses.METRICS},
+        "neck": {"loss": tuple(_PAIRS), "distance": losses.METRICS},
+    }
+    section = config.objective
+    for name, valid in choices.get(section, {}).items():
+        if config[section][name] not in valid:
+            raise ValueError(f"unknown {section}.{name} {config[section][name]!r}; choose one of {', '.join(valid)}")
+
+
+def head_of(config: ml_collections.ConfigDict, num_classes: int) -> tuple[str, int]:
+    """The head that an objective needs, and its outputs: as many as classes, or the channels of a projection."""
+    projection = config.metric.get("projection", 0) if config.objective == "metric" else 0
+    if projection:
+        return "projection", projection
+    return {"softmax": "linear", "cosine": "cosine", "neck": "batch_norm_neck"}.get(
+        config.objective, "none"
+    ), num_classes
+
+
+def trained_embedding(
+    config: ml_collections.ConfigDict, output: Float[Array, "b _"], embedding: Float[Array, "b k"]
+) -> Float[Array, "b _"]:
+    """What a metric loss compares: the projection where the model has one, else the pooled features."""
+    return output if head_of(config, 0)[0] == "projection" else embedding
 
 
 def objective_params(config: ml_collections.ConfigDict, num_classes: int, channels: int) -> dict[str, jax.Array]:
@@ -56,18 +77,21 @@ def objective_params(config: ml_collections.ConfigDict, num_classes: int, channe
     `log_scale` is the logarithm of the inverse temperature, which "cosine", "metric" and "episodes" learn. `auxiliary`
     is the kernel of a classifier whose cross-entropy is added with the weight `metric.auxiliary`, as re-identification
     adds identity and metric losses (Luo et al., 2019). `proxies` are free prototypes, or class directions of a loss
-    with an angular margin.
+    with an angular margin. `centers` are those of the centre loss beside a neck; they start normal.
 
     Args:
       config: see `configs/`.
       num_classes: classes c.
-      channels: channels k of the embedding.
+      channels: channels k of what the loss compares, see `trained_embedding`.
 
     Returns:
       Arrays by name; none for the objective "softmax", whose classifier is the model's.
     """
     if config.objective == "softmax":
         return {}
+    if config.objective == "neck":
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        return {"centers": jax.random.normal(key, (num_classes, channels))} if config.neck.center else {}
     params = {"log_scale": jnp.log(jnp.asarray(config[config.objective].scale, jnp.float32))}
     if config.objective != "metric":
         return params
@@ -114,6 +138,9 @@ def objective(
     if config.objective == "cosine":
         scores = jnp.exp(params["log_scale"]) * output
         return losses.softmax_cross_entropy(scores, labels, label_smoothing=smoothing), scores, means
+    if config.objective == "neck":
+        return _neck_loss(config, params, output, embedding, labels), output, means
+    embedding = trained_embedding(config, output, embedding)
     means = losses.update_class_means(*means, jax.lax.stop_gradient(embedding), labels, memory=config.metric.memory)
     loss, logits = _metric_loss(config, params, means, embedding, labels)
     if config.metric.auxiliary:
@@ -123,14 +150,31 @@ def objective(
     return loss, logits, means
 
 
+def _neck_loss(config, params, output, embedding, labels):
+    """Identity loss after the neck, metric and centre loss before it (Luo et al., CVPRW 2019, Eq. (5))."""
+    loss = losses.softmax_cross_entropy(output, labels, label_smoothing=config.optimizer.label_smoothing)
+    loss += config.neck.weight * _pair_loss(config.neck, embedding, labels)
+    if config.neck.center:
+        # Twice, as their code has the squared distance without the half that their Eq. (4) writes.
+        loss += config.neck.center * 2 * losses.center_loss(embedding, labels, params["centers"])
+    return loss
+
+
+def _pair_loss(options, embedding, labels):
+    """The loss over pairs that options name, with those of their distance and margin that it takes."""
+    function, taken = _PAIRS[options.loss]
+    margin = {} if options.margin is None else {"margin": options.margin}
+    given = {key: value for key, value in ({"metric": options.distance} | margin).items() if key in taken}
+    return function(embedding, labels, **given)
+
+
 def _metric_loss(config, params, means: ClassMeans, embedding, labels):
     """The configured loss and the class scores that go with it; of a loss over pairs, those of the class means."""
     options, name = config.metric, config.metric.loss
     margin = {} if options.margin is None else {"margin": options.margin}
     if name in _PAIRS:
-        function, taken = _PAIRS[name]
-        given = {key: value for key, value in ({"metric": options.distance} | margin).items() if key in taken}
-        return function(embedding, labels, **given), losses.prototype_logits(jax.lax.stop_gradient(embedding), *means)
+        scores = losses.prototype_logits(jax.lax.stop_gradient(embedding), *means)
+        return _pair_loss(options, embedding, labels), scores
     if name == "proxy_nca":
         loss = losses.proxy_nca(embedding, labels, params["proxies"], metric=options.distance, normalize=False)
         return loss, -losses.pairwise_distances(embedding, params["proxies"], metric=options.distance)

@@ -5,27 +5,60 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("cosine", "steps")
 
 
 def learning_rate_schedule(
     config: ml_collections.ConfigDict, steps: int, steps_per_epoch: float | int
 ) -> optax.Schedule:
-    """Linear warm-up, then a cosine down to zero (Goyal et al., 2017; Loshchilov and Hutter, ICLR 2017)."""
-    warmup = min(steps, round(config.optimizer.warmup_epochs * steps_per_epoch))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.optimizer.learning_rate, warmup, max(steps, warmup + 1))
+    """Linear warm-up, then a cosine down to zero, or steps.
+
+    Args:
+      config: see `configs/`; `optimizer.schedule` is "cosine", which stands where there is none, or "steps", which
+        multiplies the rate by `step_factor` after each of the epochs `milestones`. The warm-up starts from the part
+        `warmup_start` of the rate, 0 where it is not given.
+      steps: of the whole training.
+      steps_per_epoch: which epochs are counted by.
+
+    Returns:
+      Step to learning rate.
+
+    Raises:
+      ValueError: on an unknown schedule.
+
+    References:
+      Goyal et al., "Accurate, Large Minibatch SGD", 2017; Loshchilov and Hutter, "SGDR", ICLR 2017.
+    """
+    options = config.optimizer
+    name, start = options.get("schedule", "cosine"), options.get("warmup_start", 0.0)
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown optimizer.schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
+    rate, warmup = options.learning_rate, min(steps, round(options.warmup_epochs * steps_per_epoch))
+    if name == "cosine":
+        schedule = optax.warmup_cosine_decay_schedule(start * rate, rate, warmup, max(steps, warmup + 1))
+    else:
+        falls = {round(epoch * steps_per_epoch): options.step_factor for epoch in options.milestones}
+        ramp = optax.linear_schedule(start, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
+        stairs = optax.piecewise_constant_schedule(rate, falls)
+
+        def schedule(step):
+            return ramp(step) * stairs(step)
+
     return lambda step: schedule(jnp.asarray(step, jnp.float32))  # optax mixes the step with floats
 
 
 def make_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The configured optimizer, with weight decay on kernels only.
+    """The configured optimizer.
 
-    Scales, biases and the temperature are no kernels, and neither are proxies and centres, which are places in the
-    embedding's space: decay would draw them to its origin.
+    "sgd" and "adamw" decay kernels only, "adam" every parameter of the network, as torch's does. Neither the
+    temperature nor proxies and centres are decayed, which are places in the embedding's space: decay would draw them to
+    its origin. The centres of the centre loss go by plain SGD of their own, at the rate `neck.center_learning_rate`,
+    and by the gradient of that loss without its weight (Luo et al., CVPRW 2019).
 
     Args:
-      config: see `configs/`; `optimizer.name` is "sgd" (Nesterov momentum, decay coupled to the gradient) or "adamw"
-        (decoupled decay; `momentum` is its first moment's).
+      config: see `configs/`; `optimizer.name` is "sgd" (Nesterov momentum, decay coupled to the gradient), "adam"
+        (decay coupled to the gradient; `momentum` is its first moment's) or "adamw" (decoupled decay; likewise).
       schedule: step to learning rate.
 
     Returns:
@@ -35,14 +68,35 @@ def make_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) 
       ValueError: on an unknown name.
     """
     options = config.optimizer
-    if options.name == "sgd":
-        return optax.chain(
-            optax.add_decayed_weights(options.weight_decay, mask=_kernels),
-            optax.sgd(schedule, momentum=options.momentum, nesterov=True),
-        )
+    if options.name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer.name {options.name!r}; choose one of {', '.join(OPTIMIZERS)}")
+    decay, momentum = options.weight_decay, options.momentum
     if options.name == "adamw":
-        return optax.adamw(schedule, b1=options.momentum, weight_decay=options.weight_decay, mask=_kernels)
-    raise ValueError(f"unknown optimizer.name {options.name!r}; choose one of {', '.join(OPTIMIZERS)}")
+        optimizer = optax.adamw(schedule, b1=momentum, weight_decay=decay, mask=_kernels)
+    else:
+        mask, rule = (
+            (_kernels, optax.sgd(schedule, momentum=momentum, nesterov=True))
+            if options.name == "sgd"
+            else (_of_network, optax.adam(schedule, b1=momentum))
+        )
+        optimizer = optax.chain(optax.add_decayed_weights(decay, mask=mask), rule)
+    if config.objective != "neck" or not config.neck.center:
+        return optimizer
+    centers = optax.chain(optax.scale(1 / config.neck.center), optax.sgd(config.neck.center_learning_rate))
+    return optax.partition({"network": optimizer, "centers": centers}, _owners)
+
+
+def _of_network(params):
+    """Which leaves are the network's own."""
+    return {name: jax.tree.map(lambda _, own=name == "model": own, part) for name, part in params.items()}
+
+
+def _owners(params):
+    """Which optimizer moves which leaves."""
+    return {
+        name: jax.tree.map(lambda _, own=name: "centers" if own == "centers" else "network", part)
+        for name, part in params.items()
+    }
 
 
 _PLACES = ("proxies", "prototypes", "centers")

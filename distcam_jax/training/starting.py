@@ -1,4 +1,4 @@
-"""Training that starts from the weights of another run, such as episodes after whole classification."""
+"""Training that starts from weights that are there: of another run, or published ones of ImageNet."""
 
 import dataclasses
 import json
@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from distcam_jax import checkpoints, runs
 from distcam_jax.models import Backbone
+from distcam_jax.models.pretrained import load_torch_weights
 from distcam_jax.training.optimizers import learning_rate_schedule, make_optimizer
-from distcam_jax.training.state import TrainState, create_state, evaluation_weights
+from distcam_jax.training.state import TrainState, build_model, create_state, evaluation_weights
 
 
 def restore_model(
@@ -58,6 +59,10 @@ def starting_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
     folder = config.start.run if "start" in config else ""
     if not folder:
         return None
+    if config.start.get("weights", ""):
+        raise ValueError(
+            f"config.start has both a run, {folder}, and weights, {config.start.weights}; give one of them"
+        )
     made = runs.load_run_config(folder)
     # Through JSON, which the other has been through: a tuple is a list there.
     there, here = (json.loads(json.dumps({"model": one.model.to_dict()})) for one in (made, config))
@@ -73,12 +78,34 @@ def starting_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
     return made
 
 
+def starting_weights(config: ml_collections.ConfigDict, num_classes: int) -> Backbone | None:
+    """The model with the weights that `start.weights` names, or None where it names none.
+
+    Args:
+      config: see `configs/`; `start.weights` is what `load_torch_weights` takes.
+      num_classes: classes c of the training data.
+
+    Returns:
+      The model; its head is untrained.
+
+    Raises:
+      ValueError: when the weights are those of another model, or `load_torch_weights` refuses them.
+      FileNotFoundError: when there is no such file.
+    """
+    weights = config.start.get("weights", "") if "start" in config else ""
+    if not weights:
+        return None
+    model = build_model(config, num_classes)
+    load_torch_weights(model, weights, head="drop")
+    return model
+
+
 def take_weights(state: TrainState, model: Backbone) -> TrainState:
     """A training state with the parameters and statistics of another model of the same kind; heads are left alone.
 
     Args:
       state: at step 0.
-      model: of `restore_model`.
+      model: of `restore_model` or `starting_weights`.
 
     Returns:
       The state, its arrays where they were.

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distcam_jax.models import Backbone, create_model
+from distcam_jax.models.layers import BatchNorm
 from distcam_jax.training import objectives
 from distcam_jax.training.optimizers import weight_average
 
@@ -31,7 +32,7 @@ class TrainState:
       statistics: the model's batch-norm statistics.
       optimizer: optax's state.
       average: optax's state of the moving average over the model's parameters and statistics; None without one.
-      class_means: running class means `[c, k]` of the metric objective.
+      class_means: running class means `[c, k]` of the metric objective, of what its loss compares.
       class_counts: samples each of them stands for `[c]`.
     """
 
@@ -73,11 +74,11 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 
 
 def build_model(config: ml_collections.ConfigDict, num_classes: int) -> Backbone:
-    """The configured backbone, with a head of classes for "softmax" and "cosine" and none for the others."""
+    """The configured backbone with the head that its objective needs, see `objectives.head_of`."""
     objectives.check_objective(config)
     options = {key: value for key, value in config.model.items() if key != "name"}
-    head = {"softmax": "linear", "cosine": "cosine"}.get(config.objective, "none")
-    return create_model(config.model.name, num_classes=num_classes, rngs=nnx.Rngs(config.seed), head=head, **options)
+    head, outputs = objectives.head_of(config, num_classes)
+    return create_model(config.model.name, num_classes=outputs, rngs=nnx.Rngs(config.seed), head=head, **options)
 
 
 def normalize(images: jax.Array, config: ml_collections.ConfigDict) -> jax.Array:
@@ -108,8 +109,12 @@ def create_state(
         raise ValueError(f"unknown sharding {config.sharding!r}; choose one of {', '.join(SHARDINGS)}")
     model = build_model(config, num_classes)
     model.train()
+    if "start" in config and config.start.get("freeze_statistics", False):
+        _freeze_statistics(model)
+    head, outputs = objectives.head_of(config, num_classes)
+    channels = outputs if head == "projection" else model.embedding_size
     graph, params, statistics = nnx.split(model, nnx.Param, ...)
-    trained = {"model": params} | objectives.objective_params(config, num_classes, model.embedding_size)
+    trained = {"model": params} | objectives.objective_params(config, num_classes, channels)
     average = weight_average(config)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -117,10 +122,17 @@ def create_state(
         statistics=statistics,
         optimizer=optimizer.init(trained),
         average=average.init((params, statistics)) if average else None,
-        class_means=jnp.zeros((num_classes, model.embedding_size), jnp.float32),
+        class_means=jnp.zeros((num_classes, channels), jnp.float32),
         class_counts=jnp.zeros((num_classes,), jnp.float32),
     )
     return graph, jax.device_put(state, _shardings(config, state, mesh))
+
+
+def _freeze_statistics(model: Backbone) -> None:
+    """Lets every normalisation but a head's keep the statistics that it starts with, and normalise by them."""
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm) and path[:1] != ("head",):
+            module.eval()
 
 
 def _shardings(config: ml_collections.ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:

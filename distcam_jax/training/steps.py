@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from distcam_jax import losses
 from distcam_jax.models.convolution import compiler_options
 from distcam_jax.training.episodic import episode_objective
-from distcam_jax.training.objectives import objective
+from distcam_jax.training.objectives import objective, trained_embedding
 from distcam_jax.training.optimizers import weight_average
 from distcam_jax.training.state import TrainState, evaluation_weights, normalize
 
@@ -152,7 +152,8 @@ def make_validation_step(config: ml_collections.ConfigDict, graph: nnx.GraphDef)
         output, features = model(normalize(batch["image"], config))
         scores = output
         if config.objective == "metric":
-            scores = losses.prototype_logits(features["embedding"], state.class_means, state.class_counts)
+            embedding = trained_embedding(config, output, features["embedding"])
+            scores = losses.prototype_logits(embedding, state.class_means, state.class_counts)
         right = (jnp.argmax(scores, axis=-1) == batch["label"]) & batch["mask"]
         return jnp.sum(right), jnp.sum(batch["mask"])
 

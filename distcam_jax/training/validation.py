@@ -12,7 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from distcam_jax.datasets import Dataset
 from distcam_jax.fewshot import episode_accuracies
 from distcam_jax.input_pipeline import EpisodeSampler, EvalBatches, Part, make_eval_batches, read_labels
+from distcam_jax.models import check_search_space, search_features
 from distcam_jax.models.convolution import compiler_options
+from distcam_jax.retrieval import recall_at_k
 from distcam_jax.training.progress import Recent
 from distcam_jax.training.state import TrainState, build_model, evaluation_weights, normalize, shard_batch
 from distcam_jax.training.steps import make_validation_step
@@ -25,7 +27,9 @@ def make_validation(
 
     Where the configuration has `checkpoint.validation_episodes`, the held-out images are of classes that training does
     not know, and the accuracy is the mean over that many episodes, always the same ones, in which a query belongs to
-    the nearest class mean of its supports. Otherwise it is the share of images whose class the network names.
+    the nearest class mean of its supports. Where it has `evaluate.search`, they are of other classes too, and it is
+    Recall@1: the share of images whose nearest one, in the space and the distance of the search, is of their class.
+    Otherwise it is the share of images whose class the network names.
 
     Args:
       config: see `configs/`; at most `checkpoint.validation_images` images are looked at.
@@ -37,7 +41,7 @@ def make_validation(
       A function of the state; every process calls it, and gets the same number.
 
     Raises:
-      ValueError: when the images are too few for the episodes.
+      ValueError: when the images are too few for the episodes, or the search's space is none of the model's.
     """
     source = Part(data.source, 0, config.checkpoint.validation_images)
     local = mesh.size // jax.process_count()
@@ -53,6 +57,11 @@ def make_validation(
     model.eval()
     graph = nnx.graphdef(model)
     count = config.checkpoint.get("validation_episodes", 0)
+    if "search" in config.evaluate:
+        check_search_space(model, config.evaluate.search.space)
+        embed = _make_embedding_step(config, graph, mesh, space=config.evaluate.search.space)
+        distance = config.evaluate.search.distance
+        return functools.partial(_recall, embed, batches, mesh, read_labels(source), distance)
     if not count:
         return functools.partial(_accuracy, make_validation_step(config, graph), batches, mesh)
     options = config.episodes
@@ -71,18 +80,32 @@ def _accuracy(step, batches: EvalBatches, mesh: Mesh, state: TrainState) -> floa
     return right / images
 
 
-def _make_embedding_step(config: ml_collections.ConfigDict, graph: nnx.GraphDef, mesh: Mesh):
-    """Compiles `(state, images) -> embeddings [b, k]`, all of which every process gets."""
+def _make_embedding_step(
+    config: ml_collections.ConfigDict, graph: nnx.GraphDef, mesh: Mesh, *, space: str = "embedding"
+):
+    """Compiles `(state, images) -> features [b, d]` of a search space, all of which every process gets."""
     whole = NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, out_shardings=whole, compiler_options=compiler_options())
     def embed(state: TrainState, images: jax.Array):
         model = nnx.merge(graph, *evaluation_weights(config, state), copy=True)
-        return model(normalize(images, config))[1]["embedding"]
+        return search_features(model, model(normalize(images, config))[1]["embedding"], space)
 
     return embed
 
 
+def _embeddings(embed, batches: EvalBatches, mesh: Mesh, state: TrainState) -> np.ndarray:
+    """Of all images, and of the padding after them."""
+    return np.concatenate(
+        [np.asarray(embed(state, shard_batch({"image": one["image"]}, mesh)["image"])) for one in batches]
+    )
+
+
+def _recall(embed, batches: EvalBatches, mesh: Mesh, labels: np.ndarray, distance: str, state: TrainState) -> float:
+    features = _embeddings(embed, batches, mesh, state)[: len(labels)]
+    return recall_at_k(features, labels, ks=(1,), metric=distance)[1]
+
+
 def _episode_accuracy(embed, batches: EvalBatches, mesh: Mesh, images: int, rows, metric: str, state) -> float:
-    embeddings = [np.asarray(embed(state, shard_batch({"image": one["image"]}, mesh)["image"])) for one in batches]
-    return float(np.mean(episode_accuracies(np.concatenate(embeddings)[:images], *rows, metric=metric)))
+    embeddings = _embeddings(embed, batches, mesh, state)[:images]
+    return float(np.mean(episode_accuracies(embeddings, *rows, metric=metric)))
