@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from distcam_jax.checks import check_positive_integers
 from distcam_jax.retrieval.neighbors import nearest_neighbors
+from distcam_jax.retrieval.per_query import average_precision_at_r, hits_at_k, precision_at_r
 
 AnyArray = Array | np.ndarray
 Labels = Integer[AnyArray, " _"]
@@ -96,7 +97,7 @@ def recall_at_k(
     for k in ks:
         check_positive_integers(ks=k)
     hits, _ = _ranked_hits(query, query_labels, gallery, gallery_labels, metric, most=max(ks))
-    return {int(k): float(hits[:, :k].any(axis=1).mean()) for k in ks}
+    return {k: float(found.mean()) for k, found in hits_at_k(hits, ks).items()}
 
 
 def r_precision(
@@ -128,8 +129,7 @@ def r_precision(
         0.5
     """
     hits, relevant = _ranked_hits(query, query_labels, gallery, gallery_labels, metric)
-    within = np.arange(hits.shape[1]) < relevant[:, None]
-    return float(np.mean((hits & within).sum(axis=1) / relevant))
+    return float(precision_at_r(hits, relevant).mean())
 
 
 def map_at_r(
@@ -166,10 +166,7 @@ def map_at_r(
         Musgrave et al., "A Metric Learning Reality Check", ECCV 2020.
     """
     hits, relevant = _ranked_hits(query, query_labels, gallery, gallery_labels, metric)
-    ranks = np.arange(1, hits.shape[1] + 1)
-    counted = hits & (ranks <= relevant[:, None])
-    precision = np.cumsum(counted, axis=1) / ranks
-    return float(np.mean((precision * counted).sum(axis=1) / relevant))
+    return float(average_precision_at_r(hits, relevant).mean())
 
 
 def _ranked_hits(query, query_labels, gallery, gallery_labels, metric, most: int | None = None):

@@ -24,12 +24,14 @@ class ReidScores:
         mean_average_precision: mean of average_precision over the valid queries.
         average_precision: of each query `[q]`, NaN where it is not valid.
         valid: whether a query has a right image to find `[q]`; the others are left out.
+        first_match: rank of each query's first right image `[q]`, from 1; 0 where the query is not valid.
     """
 
     cmc: np.ndarray
     mean_average_precision: float
     average_precision: np.ndarray
     valid: np.ndarray
+    first_match: np.ndarray
 
 
 def market1501_metrics(
@@ -81,18 +83,19 @@ def market1501_metrics(
     given = {
         name: _integers(name, values, distances.shape[name.startswith("gallery")]) for name, values in named.items()
     }
-    cmc, precision = np.zeros(max_rank), np.full(len(distances), np.nan)
+    first, precision = np.zeros(len(distances), np.int64), np.full(len(distances), np.nan)
     for row, order in enumerate(np.argsort(distances, axis=1, kind="stable")):
         same = given["gallery_ids"][order] == given["query_ids"][row]
         right = same[~(same & (given["gallery_cameras"][order] == given["query_cameras"][row]))]
         ranks = np.flatnonzero(right)
         if len(ranks):
-            cmc[ranks[0] :] += 1
+            first[row] = ranks[0] + 1
             precision[row] = np.mean(np.arange(1, len(ranks) + 1) / (ranks + 1))
     valid = ~np.isnan(precision)
     if not valid.any():
         raise ValueError("query_ids: want a query whose person another camera has seen, got none")
-    return ReidScores(cmc / valid.sum(), float(precision[valid].mean()), precision, valid)
+    cmc = (first[valid, None] <= np.arange(1, max_rank + 1)).mean(axis=0)
+    return ReidScores(cmc, float(precision[valid].mean()), precision, valid, first)
 
 
 def _integers(name: str, values, size: int) -> np.ndarray:
