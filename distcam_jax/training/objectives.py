@@ -108,7 +108,7 @@ def objective_params(config: ml_collections.ConfigDict, num_classes: int, channe
     return params
 
 
-ClassMeans = tuple[Float[Array, "c k"], Float[Array, " c"]]
+ClassMeans = tuple[Float[Array, "c d"], Float[Array, " c"]]  # of what the loss compares, see `trained_embedding`
 
 
 def objective(
@@ -124,7 +124,7 @@ def objective(
     Args:
       config: see `configs/`.
       params: of `objective_params`.
-      means: running class means `[c, k]` and the samples they stand for `[c]`.
+      means: running class means `[c, d]` and the samples they stand for `[c]`.
       output: the model's output.
       embedding: pooled features `[b, k]`.
       labels: true classes `[b]`.
