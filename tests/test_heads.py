@@ -63,7 +63,7 @@ def test_create_head_follows_its_key(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("softmax", 4, 2), "unknown head 'softmax'; choose one of linear, proxy, cosine, batch_norm_neck, none"),
+        (("softmax", 4, 2), "unknown head 'softmax'; choose one of linear, proxy, cosine, batch_norm_neck, projection, none"),
         (("proxy", 0, 2), "embedding_size: want a positive integer, got 0"),
         (("cosine", 4, 0), "num_classes: want a positive integer, got 0"),
     ],
@@ -73,9 +73,19 @@ def test_create_head_names_what_is_wrong(arguments, message):
         create_head(*arguments, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("name", ["proxy", "cosine", "none"])
+@pytest.mark.parametrize("name", ["proxy", "cosine", "projection", "none"])
 def test_class_weights_is_none_where_scores_are_not_linear(name):
     assert class_weights(Model(head_of(name, 4, 2))) is None
+
+
+# ---- projection
+
+
+def test_projection_head_matches_loop():
+    head, embedding = head_of("projection", 6, 4), embeddings_of(5, 6)
+    kernel = np.asarray(head.kernel.get_value())
+    want = [[sum(row[k] * kernel[k, d] for k in range(6)) for d in range(4)] for row in embedding]
+    np.testing.assert_allclose(run(head, embedding), want, rtol=1e-5, atol=1e-6)
 
 
 # ---- proxy
