@@ -1,8 +1,8 @@
 """Reports: heatmap overlays, result tables, one self-contained HTML page, and picture strips.
 
 `write_report` makes the page from images, features and prototypes of any framework. The evaluators build a `Report`
-themselves, from tables, an explorer, few-shot episodes, sections of cases and comparisons with class prototypes, and
-call `save_report`.
+themselves, from tables, an explorer, few-shot episodes, retrievals, sections of cases and comparisons with class
+prototypes, and call `save_report`.
 """
 
 from distcam_jax.report.build import write_report
@@ -13,6 +13,8 @@ from distcam_jax.report.figures import save_figure
 from distcam_jax.report.overlays import draw_boxes, has_heat, overlay_heatmap
 from distcam_jax.report.page import render_report, save_report
 from distcam_jax.report.parts import Case, Comparison, ComparisonRow, Panel, Report, Section
+from distcam_jax.report.retrieval import Match, Retrieval, RetrievalQuery
+from distcam_jax.report.retrieval_figures import save_retrieval_figure
 from distcam_jax.report.tables import Column, Measure, Row, Table, format_table, wilson_interval
 
 __all__ = [
@@ -25,9 +27,12 @@ __all__ = [
     "Explorer",
     "ExplorerImage",
     "ExplorerMethod",
+    "Match",
     "Measure",
     "Panel",
     "Report",
+    "Retrieval",
+    "RetrievalQuery",
     "Row",
     "Section",
     "Table",
@@ -39,6 +44,7 @@ __all__ = [
     "save_episode_figure",
     "save_figure",
     "save_report",
+    "save_retrieval_figure",
     "wilson_interval",
     "write_report",
 ]

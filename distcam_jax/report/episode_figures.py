@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from distcam_jax.checks import check_positive_integers
 from distcam_jax.files import write_atomically
@@ -21,10 +18,10 @@ from distcam_jax.report.episode_view import (
     support_pictures,
 )
 from distcam_jax.report.episodes import Episode
-from distcam_jax.report.figures import _BOTTOM, _INK, _LEFT, _QUIET, _RIGHT, _TOP, _color_bar
+from distcam_jax.report.figures import _BOTTOM, _LEFT, _RIGHT, _TOP, _color_bar
 from distcam_jax.report.overlays import NO_HEAT, enlarge, has_heat
+from distcam_jax.report.sheets import INK, QUIET, RIGHT_COLOR, WRONG_COLOR, Sheet, shorten, tallness
 
-RIGHT_COLOR, WRONG_COLOR = "#0b7a4b", "#b3261e"
 _SIDE, _GAP = 1.35, 0.14  # inches: a picture's width, and between pictures
 _HEAD, _LINE = 0.36, 0.3  # inches: the heading of the queries, the line of scores
 _MARKS = {  # colour and style of the frame, and the words beside the score
@@ -93,30 +90,28 @@ def _shown(episode: Episode, queries: int | Sequence[int]) -> list[int]:
     return positions
 
 
-class _Sheet:
-    """Lays an episode out; sizes are inches from the top left until they are handed to matplotlib."""
+class _Sheet(Sheet):
+    """Lays an episode out."""
 
     def __init__(self, episode: Episode, shown: list[int], method: str, alpha: float, colormap: str):
         self.episode, self.method = episode, method
         self.look = {"alpha": alpha, "colormap": colormap}
         titles = [None, method] if method in (episode.support_heatmaps or {}) else [None]
         supports = [support_pictures(episode, method=title, **self.look) for title in titles]
-        rows = [max(_tall(_tiled(pictures)) for pictures in row) * _SIDE for row in supports]
-        queries = [_tall(np.empty(cell_size(episode.queries[index].image))) * _SIDE for index in shown]
-        self.width = _LEFT + (1 + len(episode.class_names)) * (_SIDE + _GAP) + _RIGHT
-        self.height = (
-            _TOP + sum(rows) + _HEAD + sum(queries) + _LINE * len(queries) + _GAP * len(rows + queries) + _BOTTOM
+        rows = [max(tallness(_tiled(pictures)) for pictures in row) * _SIDE for row in supports]
+        queries = [tallness(np.empty(cell_size(episode.queries[index].image))) * _SIDE for index in shown]
+        super().__init__(
+            _LEFT + (1 + len(episode.class_names)) * (_SIDE + _GAP) + _RIGHT,
+            _TOP + sum(rows) + _HEAD + sum(queries) + _LINE * len(queries) + _GAP * len(rows + queries) + _BOTTOM,
         )
-        self.figure = Figure(figsize=(self.width, self.height), facecolor="white")
-        FigureCanvasAgg(self.figure)
         for way, name in enumerate(episode.class_names):
-            self._text(self._left(way), _TOP - 0.12, _short(name), weight="bold")
+            self.text(self._left(way), _TOP - 0.12, shorten(name), weight="bold")
         top = _TOP
         for title, row, tall in zip(titles, supports, rows, strict=True):
             self._supports(title, row, top, tall)
             top += tall + _GAP
-        self._text(_LEFT, top + _HEAD - 0.14, "Query", weight="bold")
-        self._text(self._left(0), top + _HEAD - 0.14, f"{method} for each class", weight="bold")
+        self.text(_LEFT, top + _HEAD - 0.14, "Query", weight="bold")
+        self.text(self._left(0), top + _HEAD - 0.14, f"{method} for each class", weight="bold")
         top += _HEAD
         for index, tall in zip(shown, queries, strict=True):
             self._query(index, top, tall)
@@ -124,77 +119,51 @@ class _Sheet:
         _color_bar(self.figure, self.width - _RIGHT + 0.1, self.height, colormap)
         scale = "maps of a row share one scale" if episode.shared_scale else "each map at its own scale"
         foot = f"{episode.wrong} of {episode.total} queries wrong. Numbers: {episode.score_name}; {scale}."
-        self._text(_LEFT, self.height - 0.13, foot, color=_QUIET, size=8.5)
+        self.text(_LEFT, self.height - 0.13, foot, color=QUIET, size=8.5)
 
     def _supports(self, title: str | None, row: list, top: float, tall: float) -> None:
         """Draws the support images, or their heatmaps."""
         if title is None:
-            lines = [("Supports", {"weight": "bold"}), (f"{shots_text(self.episode)} a class", {"color": _QUIET})]
+            lines = [("Supports", {"weight": "bold"}), (f"{shots_text(self.episode)} a class", {"color": QUIET})]
         else:
-            lines = [("each for its", {"color": _QUIET}), ("own class", {"color": _QUIET})]
-        self._names(lines, top + tall / 2)
+            lines = [("each for its", {"color": QUIET}), ("own class", {"color": QUIET})]
+        self.lines(_LEFT - 0.12, top + tall / 2, lines)
         for way, pictures in enumerate(row):
-            self._picture(_tiled(pictures), self._left(way), top)
+            self.picture(_tiled(pictures), self._left(way), top, _SIDE)
 
     def _query(self, index: int, top: float, tall: float) -> None:
         """Draws a query and its map for each class, with scores and marks."""
         query, names = self.episode.queries[index], self.episode.class_names
-        lines = [(_short(names[query.true]), {"weight": "bold"})]
+        lines = [(shorten(names[query.true]), {"weight": "bold"})]
         if query.correct:
             lines.append(("✓ correct", {"color": RIGHT_COLOR}))
         else:
-            lines += [("✗ taken for", {"color": WRONG_COLOR}), (_short(names[query.predicted]), {"color": WRONG_COLOR})]
-        self._names(lines, top + tall / 2)
-        self._picture(enlarge(query.image, size=cell_size(query.image)), _LEFT, top)
+            lines += [
+                ("✗ taken for", {"color": WRONG_COLOR}),
+                (shorten(names[query.predicted]), {"color": WRONG_COLOR}),
+            ]
+        self.lines(_LEFT - 0.12, top + tall / 2, lines)
+        self.picture(enlarge(query.image, size=cell_size(query.image)), _LEFT, top, _SIDE)
         drawn = query_pictures(self.episode, query, self.method, **self.look)
         for way, (picture, score) in enumerate(zip(drawn, score_texts(query.scores), strict=True)):
             left, mark = self._left(way), cell_mark(query, way)
-            color, style, words = _MARKS.get(mark, (_INK, "solid", ""))
+            color, style, words = _MARKS.get(mark, (INK, "solid", ""))
             if mark:
                 self._frame(left, top, tall, color, style)
-            self._picture(picture, left, top)
+            self.picture(picture, left, top, _SIDE)
             if not has_heat(query.heatmaps[self.method][way]):
                 box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}
-                self._text(left + 0.06, top + tall - 0.07, NO_HEAT, size=7, bbox=box)
-            self._text(left, top + tall + 0.2, score, size=8.5)
-            self._text(left + _SIDE, top + tall + 0.2, words, color=color, size=8.5, weight="bold", ha="right")
+                self.text(left + 0.06, top + tall - 0.07, NO_HEAT, size=7, bbox=box)
+            self.text(left, top + tall + 0.2, score, size=8.5)
+            self.text(left + _SIDE, top + tall + 0.2, words, color=color, size=8.5, weight="bold", ha="right")
 
     def _left(self, way: int) -> float:
         return _LEFT + (1 + way) * (_SIDE + _GAP)
 
-    def _names(self, lines: list, middle: float) -> None:
-        """Writes lines to the left of a row."""
-        for index, (words, style) in enumerate(lines):
-            height = middle + 0.19 * (index - len(lines) / 2 + 0.5)
-            self._text(_LEFT - 0.12, height, words, ha="right", va="center", **style)
-
-    def _text(self, x: float, y: float, words: str, *, color: str = _INK, size: float = 9.0, **style) -> None:
-        x, y = x / self.width, 1 - y / self.height
-        self.figure.text(x, y, words, parse_math=False, color=color, size=size, **style)
-
-    def _picture(self, picture: np.ndarray, left: float, top: float) -> None:
-        tall = _tall(picture) * _SIDE
-        place = (left / self.width, 1 - (top + tall) / self.height, _SIDE / self.width, tall / self.height)
-        axes = self.figure.add_axes(place)
-        axes.imshow(picture, interpolation="antialiased", aspect="auto")
-        axes.set_axis_off()
-
     def _frame(self, left: float, top: float, tall: float, color: str, style) -> None:
         """Draws a frame around a picture, its line halfway to the next one, and its score."""
         out, bottom = _GAP / 2 - 0.02, _LINE - 0.02
-        place = ((left - out) / self.width, 1 - (top + tall + bottom) / self.height)
-        size = ((_SIDE + 2 * out) / self.width, (tall + out + bottom) / self.height)
-        frame = Rectangle(place, *size, fill=False, color=color, linestyle=style, linewidth=2)
-        self.figure.add_artist(frame)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 17 else name[:16] + "…"
-
-
-def _tall(picture: np.ndarray) -> float:
-    """Returns the height of a picture as a multiple of its width."""
-    return picture.shape[0] / picture.shape[1]
+        self.frame(left - out, top - out, _SIDE + 2 * out, tall + out + bottom, color=color, style=style)
 
 
 def _tiled(pictures: list[np.ndarray]) -> np.ndarray:

@@ -24,6 +24,7 @@ from distcam_jax.report.overlays import (
     overlay_heatmap,
 )
 from distcam_jax.report.parts import Case, Comparison, Report, Section
+from distcam_jax.report.retrieval_view import retrieval_script, retrieval_view
 from distcam_jax.report.tables import table_texts
 
 
@@ -72,7 +73,7 @@ def render_report(report: Report) -> str:
     """Renders a report as one HTML page with all pictures inside.
 
     Names are escaped; the page loads nothing from anywhere, and says so in its content security policy. Only an
-    explorer brings a script; without it, and where scripts are off, the rest of the page is the same.
+    explorer and retrievals bring scripts; without them, and where scripts are off, the rest of the page is the same.
 
     Args:
         report: what to show.
@@ -88,6 +89,9 @@ def render_report(report: Report) -> str:
         True
     """
     stops = color_table(report.colormap)[np.linspace(0, 255, 17).astype(int)]
+    explorer = None if report.explorer is None else _explorer_view(report.explorer, report)
+    searches = retrieval_script() if report.retrievals else ""
+    scripts = [searches] if explorer is None else [explorer["script"], searches]
     return (
         _environment()
         .get_template("report.html.j2")
@@ -100,10 +104,16 @@ def render_report(report: Report) -> str:
             gradient=", ".join(f"rgb({r}, {g}, {b})" for r, g, b in stops.tolist()),
             true_color="rgb({}, {}, {})".format(*TRUE_BOX_COLOR),
             derived_color="rgb({}, {}, {})".format(*DERIVED_BOX_COLOR),
-            explorer=None if report.explorer is None else _explorer_view(report.explorer, report),
+            explorer=explorer,
             episodes=[
                 episode_view(episode, alpha=report.alpha, colormap=report.colormap) for episode in report.episodes
             ],
+            retrievals=[
+                retrieval_view(retrieval, alpha=report.alpha, colormap=report.colormap)
+                for retrieval in report.retrievals
+            ],
+            retrieval_script=searches,
+            script_hashes=[script_hash(script) for script in scripts if script],
         )
     )
 
@@ -111,13 +121,7 @@ def render_report(report: Report) -> str:
 def _explorer_view(explorer: Explorer, report: Report) -> dict[str, Any]:
     """Returns what the template needs to hold the explorer; its data and script are safe as they are."""
     payload = explorer_payload(explorer, alpha=report.alpha, colormap=report.colormap)
-    script = explorer_script()
-    return {
-        "text": explorer.text,
-        "data": json_for_script(payload),
-        "script": script,
-        "script_hash": script_hash(script),
-    }
+    return {"text": explorer.text, "data": json_for_script(payload), "script": explorer_script()}
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from jaxtyping import Array, Num, Shaped
 
 from distcam_jax.report.episodes import Episode
 from distcam_jax.report.explorer import Explorer
+from distcam_jax.report.retrieval import Retrieval
 from distcam_jax.report.tables import Table
 
 Image = Shaped[Array | np.ndarray, "_ _ 3"]
@@ -187,6 +188,7 @@ class Report:
         colormap: name of a matplotlib colour map.
         explorer: images, classes, methods and thresholds to choose from in the browser, or None.
         episodes: few-shot episodes, between comparisons and sections.
+        retrievals: queries with their most similar images, after the episodes.
 
     Example:
         >>> Report("Dist-CAM", subtitle="ResNet-50").sections
@@ -203,3 +205,4 @@ class Report:
     colormap: str = "turbo"
     explorer: Explorer | None = None
     episodes: Sequence[Episode] = ()
+    retrievals: Sequence[Retrieval] = ()
