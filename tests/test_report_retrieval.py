@@ -173,6 +173,7 @@ def test_retrieval_query_names_the_bad_field(changes, message):
         ),
         ({"class_word": ""}, "class_word must not be empty"),
         ({"distance_name": ""}, "distance_name must not be empty"),
+        ({"precision_name": ""}, "precision_name must not be empty"),
     ],
 )
 def test_retrieval_names_the_bad_field(changes, message):
@@ -291,7 +292,7 @@ def test_page_orders_queries_and_chooses_methods(tmp_path):
         page.goto(path.as_uri())
 
         def order():
-            return "".join(page.locator("th .file").all_inner_texts())
+            return "".join(page.locator("th .file.cut").all_inner_texts())
 
         def methods():
             shown = page.locator("tbody").first.locator("tr[data-method]:visible")

@@ -140,6 +140,7 @@ class Retrieval:
         queries: at least one, all with maps of the same methods in the same order.
         class_word: what makes a match right when it is the same: "class", or "identity" for persons.
         distance_name: what the distances are, such as "L1 distance".
+        precision_name: what "AP" stands for on the page, such as "average precision" or "MAP@R of the query".
         shared_scale: whether the maps over one query by one method are divided by the largest value of them all, so
             that they can be compared, and not each by its own. Maps over a match are always divided by their own:
             other photographs have other features.
@@ -161,6 +162,7 @@ class Retrieval:
     queries: Sequence[RetrievalQuery]
     class_word: str = "class"
     distance_name: str = "L1 distance"
+    precision_name: str = "average precision"
     shared_scale: bool = True
 
     def __post_init__(self):
@@ -172,7 +174,7 @@ class Retrieval:
                     f"queries must have maps of the same methods: got {self.methods}, and {query.methods} at index "
                     f"{index}"
                 )
-        for name in ("class_word", "distance_name"):
+        for name in ("class_word", "distance_name", "precision_name"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must not be empty")
 

@@ -118,22 +118,28 @@ class _Sheet(Sheet):
             self._query(query, top)
             top += height + _BLOCK
         _color_bar(self.figure, right + 0.1, self.height, colormap)
-        scale = "maps over a query share a scale, others have their own" if retrieval.shared_scale else ""
-        words = retrieval.class_word
-        lines = [
-            f"Green, ✓: same {words} as the query. Red, ✗: another {words}. Numbers: {retrieval.distance_name}.",
-            f"Heatmaps: {scale or 'each at its own scale'}.",
-        ]
-        for line, words in enumerate(lines):
-            self.text(_LEFT, self.height - 0.13 - 0.19 * (len(lines) - 1 - line), words, color=QUIET, size=8.5)
+        for line, words in enumerate(self._explanations()):
+            self.text(_LEFT, self.height - 0.32 + 0.19 * line, words, color=QUIET, size=8.5)
+
+    def _explanations(self) -> tuple[str, str]:
+        """Returns the two lines at the bottom."""
+        shown = self.retrieval
+        same = f"Green, ✓: same {shown.class_word} as the query. Red, ✗: another {shown.class_word}."
+        shared = "maps over a query share a scale, others have their own"
+        scale = shared if shown.shared_scale else "each at its own scale"
+        return f"{same} Numbers: {shown.distance_name}.", f"AP: {shown.precision_name}. Heatmaps: {scale}."
 
     def _left(self, place: int) -> float:
         """Returns where a match's column begins."""
         return _LEFT + self.side + _SPLIT + place * (self.side + _GAP)
 
+    def _wide(self, shown: RetrievalQuery | Match) -> float:
+        """Returns the width of a picture: all cover as much, unless their column is too narrow."""
+        return min(self.side, _SIDE / math.sqrt(tallness(shown.image)))
+
     def _tall(self, *shown: RetrievalQuery | Match) -> float:
         """Returns the height of the tallest of some pictures."""
-        return max(tallness(np.empty(picture_size(part.image))) for part in shown) * self.side
+        return max(tallness(np.empty(picture_size(part.image))) * self._wide(part) for part in shown)
 
     def _height(self, query: RetrievalQuery) -> float:
         matches = query.matches[: self.count]
@@ -148,7 +154,7 @@ class _Sheet(Sheet):
         if query.camera is not None:
             lines.append((f"camera {query.camera}", {"color": QUIET}))
         self.lines(_LEFT - 0.12, top + _RANK + self._tall(query) / 2, lines)
-        self.picture(enlarge(query.image, size=picture_size(query.image)), _LEFT, top + _RANK, self.side)
+        self.picture(enlarge(query.image, size=picture_size(query.image)), _LEFT, top + _RANK, self._wide(query))
         for place, distance in enumerate(score_texts([match.distance for match in matches])):
             self._match(matches[place], query.ranks[place], distance, self._left(place), top, tall)
         top += _RANK + tall + self.foot
@@ -156,12 +162,13 @@ class _Sheet(Sheet):
             pictures = pair_pictures(self.retrieval, query, method, **self.look)
             maps = [[match.query_heatmaps[method] for match in matches], [match.heatmaps[method] for match in matches]]
             lines = [("Query, explained", "by this match"), ("Match, explained", "by the query")]
-            for row, names, heatmaps, parts in zip(pictures, lines, maps, ([query], matches), strict=True):
+            of_row = ([query] * len(matches), matches)
+            for row, names, heatmaps, parts in zip(pictures, lines, maps, of_row, strict=True):
                 tall = self._tall(*parts)
                 written = [(names[0], {}), (names[1], {}), (shorten(method), {"color": QUIET})]
                 self.lines(self._left(0) - 0.14, top + tall / 2, written)
                 for place, heatmap in enumerate(heatmaps):
-                    self._map(row[place], heatmap, self._left(place), top)
+                    self._map(row[place], heatmap, parts[place], self._left(place), top)
                 top += tall + _GAP
 
     def _match(self, match: Match, rank: int, distance: str, left: float, top: float, tall: float) -> None:
@@ -169,20 +176,20 @@ class _Sheet(Sheet):
         color, words = (RIGHT_COLOR, "✓ right") if match.correct else (WRONG_COLOR, "✗ wrong")
         self.text(left, top + _RANK - 0.09, str(rank), size=8.5, weight="bold")
         self.text(left + self.side, top + _RANK - 0.09, words, color=color, size=8.5, weight="bold", ha="right")
-        self.picture(enlarge(match.image, size=picture_size(match.image)), left, top + _RANK, self.side)
-        self.frame(left, top + _RANK, self.side, self._tall(match), color=color, line=3.0)
+        self.picture(enlarge(match.image, size=picture_size(match.image)), left, top + _RANK, self._wide(match))
+        self.frame(left, top + _RANK, self._wide(match), self._tall(match), color=color, line=3.0)
         facts = [distance] if match.camera is None else [distance, f"camera {match.camera}"]
         names = [shorten(match.class_name, max(4, int(self.side / _LETTER))), *facts]
         for index, name in enumerate(names):
             style = {"weight": "bold"} if index == 0 else {"color": QUIET}
             self.text(left, top + _RANK + tall + 0.16 + _LINE * index, name, size=8.5, **style)
 
-    def _map(self, picture: np.ndarray, heatmap, left: float, top: float) -> None:
+    def _map(self, picture: np.ndarray, heatmap, shown: RetrievalQuery | Match, left: float, top: float) -> None:
         """Draws an overlay, and says so where its map has no heat."""
-        self.picture(picture, left, top, self.side)
+        self.picture(picture, left, top, self._wide(shown))
         if not has_heat(heatmap):
             box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}
-            self.text(left + 0.06, top + tallness(picture) * self.side - 0.07, NO_HEAT, size=7, bbox=box)
+            self.text(left + 0.06, top + self._tall(shown) - 0.07, NO_HEAT, size=7, bbox=box)
 
     def _rule(self, y: float, right: float) -> None:
         """Draws a thin line between two queries."""

@@ -196,6 +196,7 @@ def _image_view(shown: Match | RetrievalQuery, alt: str) -> dict[str, Any]:
 
 
 def _picture_view(picture: np.ndarray, alt: str) -> dict[str, Any]:
-    """Returns the attributes of an img element."""
+    """Returns the attributes of an img element, and how many rem wide it is where its column has the room."""
     source = data_uri(picture, kind="webp", quality=_WEBP_QUALITY)
-    return {"source": source, "alt": alt, "width": picture.shape[1], "height": picture.shape[0]}
+    height, width = picture.shape[:2]
+    return {"source": source, "alt": alt, "width": width, "height": height, "wide": round(_COLUMN * width / SIDE, 2)}
