@@ -6,6 +6,7 @@ from distcam_jax.evaluators.fewshot import evaluate_fewshot
 from distcam_jax.evaluators.localize import Localization, localize, tune_thresholds
 from distcam_jax.evaluators.network import Network, load_network, network_prototypes
 from distcam_jax.evaluators.randomization import randomization_similarity
+from distcam_jax.evaluators.retrieval import evaluate_retrieval
 from distcam_jax.evaluators.run import evaluate
 from distcam_jax.evaluators.specificity import specificity
 from distcam_jax.evaluators.tasks import TASKS, evaluate_run, run_task
@@ -21,6 +22,7 @@ __all__ = [
     "collect_samples",
     "evaluate",
     "evaluate_fewshot",
+    "evaluate_retrieval",
     "evaluate_run",
     "faithfulness",
     "load_network",

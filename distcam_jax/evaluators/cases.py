@@ -6,6 +6,7 @@ from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators.explain import Explained
 from distcam_jax.evaluators.localize import Localization, ilsvrc_protocol, threshold_index
 from distcam_jax.evaluators.network import Network, rank_classes
+from distcam_jax.geometry import check_size
 from distcam_jax.input_pipeline import decode_image, resize_image
 from distcam_jax.localization import best_iou, heatmap_to_box
 from distcam_jax.methods import METHODS
@@ -41,9 +42,9 @@ def read_examples(data: Dataset, indices: np.ndarray) -> tuple[list[dict], list[
 
 def run_network(network: Network, pictures: list[np.ndarray]):
     """Output and features of a few pictures, padded to what the devices take."""
-    size = network.config.input.image_size
+    size = check_size(network.config.input.image_size)
     no_boxes = np.zeros((0, 4), np.float32)
-    images = np.stack([resize_image(picture, no_boxes, (size, size))[0] for picture in pictures])
+    images = np.stack([resize_image(picture, no_boxes, size)[0] for picture in pictures])
     padding = -len(images) % network.mesh.size
     images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
     return network(images.astype(np.float32) / np.float32(255))

@@ -74,7 +74,7 @@ def evaluate_fewshot(
     runs.check_workdir(config, workdir)
     train, data = (training.load_split(config, split) for split in ("train", "eval"))
     episodes = draw_episodes(config, data)
-    named = _named(config, workdir, compare)
+    named = named_runs(config, workdir, compare)
     networks, embedded = [], []
     for name, (folder, one) in named.items():
         network = load_network(one, folder, train.num_classes, name=name)
@@ -135,8 +135,22 @@ def draw_episodes(config: ml_collections.ConfigDict, data: Dataset) -> dict[int,
     return drawn
 
 
-def _named(config, workdir, compare) -> dict[str, tuple[Path, ml_collections.ConfigDict]]:
-    """Runs by what tables call them: the objective, or the folder's name where two share one."""
+def named_runs(
+    config: ml_collections.ConfigDict, workdir: str | Path, compare: Sequence[str | Path]
+) -> dict[str, tuple[Path, ml_collections.ConfigDict]]:
+    """Runs by what tables call them: the objective, or the folder's name where two share one.
+
+    Args:
+        config: of the evaluated run.
+        workdir: its folder.
+        compare: folders of further runs.
+
+    Returns:
+        Name to folder and configuration, the evaluated run first.
+
+    Raises:
+        ValueError: when a run is of other data, or two folders have the same name.
+    """
     entries = [(Path(workdir), config)]
     entries += [(Path(folder), runs.load_comparable_run(folder, config)) for folder in compare]
     objectives = [one.objective for _, one in entries]
@@ -176,8 +190,8 @@ def _controls(config, mesh: Mesh, train: Dataset, data: Dataset) -> list[Embedde
     ]
 
 
-def embed_pixels(source, *, size: int, batch: int) -> np.ndarray:
-    """Images in [0, 1], made small and flat: `[n, size * size * 3]`, in the order of the source."""
+def embed_pixels(source, *, size: int | tuple[int, int], batch: int) -> np.ndarray:
+    """Images in [0, 1], made small (a side, or height and width) and flat `[n, k]`, in the order of the source."""
     batches = make_eval_batches(source, batch_size=batch, image_size=size)
     return np.concatenate([one["image"][one["mask"]].reshape(one["mask"].sum(), -1) for one in batches])
 

@@ -5,7 +5,7 @@ the maps of the true class (and, as a control, of a random wrong class) are all 
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -25,9 +25,13 @@ SCALINGS = ("max", "minmax")  # of a map before the threshold: by its maximum as
 _PENDING = 64  # batches of one method's maps that may wait for their boxes; a map of 14 x 14 has 784 bytes
 
 
-def ilsvrc_protocol(image_size: int, *, scaling: str = "max") -> Protocol:
-    """The `ilsvrc` protocol at the network's input size, with every threshold of `THRESHOLDS`."""
-    return dataclasses.replace(PROTOCOLS["ilsvrc"], thresholds=THRESHOLDS, input_size=image_size, scaling=scaling)
+def ilsvrc_protocol(image_size: int | Sequence, *, scaling: str = "max") -> Protocol:
+    """The `ilsvrc` protocol at the network's input size, with every threshold of `THRESHOLDS`.
+
+    The protocol's map is a square: of an input that is none, its side is the longer one; boxes are the image's anyway.
+    """
+    side = image_size if isinstance(image_size, int) else max(image_size)
+    return dataclasses.replace(PROTOCOLS["ilsvrc"], thresholds=THRESHOLDS, input_size=side, scaling=scaling)
 
 
 def scaled_name(method: str, scaling: str) -> str:
@@ -269,4 +273,17 @@ def tune_thresholds(tuning: Localization, iou: float = 0.5) -> dict[str, float]:
     Returns:
         Method to threshold.
     """
-    return {name: THRESHOLDS[int((values >= iou).mean(axis=0).argmax())] for name, values in tuning.right_iou.items()}
+    return best_thresholds(tuning.right_iou, iou)
+
+
+def best_thresholds(ious: Mapping[str, np.ndarray], iou: float = 0.5) -> dict[str, float]:
+    """The threshold at which most boxes are right; the lowest on ties.
+
+    Args:
+        ious: method to IoU of each image's box at every threshold `[n, thresholds]`.
+        iou: from which a box is right.
+
+    Returns:
+        Method to threshold.
+    """
+    return {name: THRESHOLDS[int((values >= iou).mean(axis=0).argmax())] for name, values in ious.items()}

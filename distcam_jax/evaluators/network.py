@@ -16,6 +16,7 @@ from tqdm import tqdm
 from distcam_jax import runs, training
 from distcam_jax.cam import nearest_prototype
 from distcam_jax.datasets import Dataset
+from distcam_jax.geometry import check_size
 from distcam_jax.input_pipeline import Part, make_eval_batches
 from distcam_jax.models import class_weights
 from distcam_jax.models.convolution import compiler_options
@@ -74,7 +75,7 @@ class Network:
         return make_eval_batches(
             source,
             batch_size=self.even_batch(batch),
-            image_size=self.config.input.image_size,
+            image_size=check_size(self.config.input.image_size),
             resize=resize,
             num_workers=self.config.input.num_workers,
         )

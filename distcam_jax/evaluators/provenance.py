@@ -60,7 +60,8 @@ def portable(config: ml_collections.ConfigDict) -> dict:
     """The configuration without where this machine keeps its data, and of folders of networks the name alone."""
     folders: dict = {name: Path(config[name]).name for name in ("runs", "weights") if name in config}
     if "start" in config:
-        folders["start"] = config.start.to_dict() | {"run": Path(config.start.run).name}
+        names = {key: Path(config.start[key]).name for key in ("run", "weights") if key in config.start}
+        folders["start"] = config.start.to_dict() | names
     return config.to_dict() | {"data": runs.data_options(config)} | folders
 
 

@@ -1,4 +1,4 @@
-"""Evaluations by what their configuration asks for: a task over many networks, or one network in one of two ways."""
+"""Evaluations by what their configuration asks for: a task over many networks, or one network in one of three ways."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import ml_collections
 from distcam_jax.evaluators.ablations import ablations
 from distcam_jax.evaluators.explanations import explanations
 from distcam_jax.evaluators.fewshot import evaluate_fewshot
+from distcam_jax.evaluators.retrieval import evaluate_retrieval
 from distcam_jax.evaluators.run import evaluate
 from distcam_jax.evaluators.table1 import table1
 
@@ -49,10 +50,10 @@ def evaluate_run(
     prototypes: str | Path | None = None,
     weights: str | Path | None = None,
 ) -> dict:
-    """Evaluates one network as its configuration says: by few-shot episodes, or by classification and localisation.
+    """Evaluates one network as its configuration says: by episodes, by a search, or by classification and localisation.
 
     Args:
-        config: see `configs/`; few-shot where `evaluate` draws episodes.
+        config: see `configs/`; few-shot where `evaluate` draws episodes, retrieval where it has a search.
         workdir: the run's folder; None for published weights.
         output: where the results go.
         compare: folders of further runs on the same data.
@@ -65,6 +66,10 @@ def evaluate_run(
     Raises:
         ValueError: when runs, data, files and flags do not belong together.
     """
+    if "search" in config.evaluate:
+        if workdir is None or weights:
+            raise ValueError("retrieval evaluation takes the folder of a run, --workdir; leave --weights out")
+        return evaluate_retrieval(config, workdir, output=output, compare=compare, prototypes=prototypes)
     if "episodes" not in config.evaluate:
         return evaluate(config, workdir, output=output, compare=compare, prototypes=prototypes, weights=weights)
     if workdir is None or weights or prototypes:

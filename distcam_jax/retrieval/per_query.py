@@ -4,6 +4,7 @@ Where intervals or differences over queries are wanted, as from `distcam_jax.sta
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
@@ -14,7 +15,7 @@ Hits = Bool[np.ndarray, "q m"]
 Counts = Integer[np.ndarray, " q"]
 
 
-def hits_at_k(hits: Hits, ks: Sequence[int]) -> dict[int, Bool[np.ndarray, " q"]]:
+def hits_at_k(hits: Hits, ks: Sequence[int]) -> dict[int, Any]:
     """Whether one of the K nearest is right, which Recall@K averages.
 
     Args:

@@ -1,0 +1,171 @@
+"""Queries for the report: each with its nearest images, and both of every pair explained by the other."""
+
+from collections.abc import Mapping
+
+import ml_collections
+import numpy as np
+
+from distcam_jax.datasets import Dataset
+from distcam_jax.evaluators.cases import read_examples, run_network
+from distcam_jax.evaluators.network import Network
+from distcam_jax.evaluators.retrieval_maps import PairMaps
+from distcam_jax.evaluators.retrieval_options import DISTANCES, GAP_L1
+from distcam_jax.evaluators.retrieval_search import Embedded, Ranking
+from distcam_jax.evaluators.retrieval_task import Task
+from distcam_jax.report import Match, Retrieval, RetrievalQuery
+
+
+def make_retrieval(
+    config: ml_collections.ConfigDict,
+    network: Network,
+    task: Task,
+    one: Embedded,
+    rankings: Mapping[str, Ranking],
+    maps: PairMaps,
+    titles: Mapping[str, str],
+    *,
+    text: str = "",
+) -> list[Retrieval]:
+    """Some queries with the images that the network's own search finds first.
+
+    Args:
+        config: `evaluate` tells how many queries and matches.
+        network: whose features are explained.
+        task: what is searched for.
+        one: the network's features.
+        rankings: of `search_all`, of the same features.
+        maps: of `bind_pairs`.
+        titles: of `pair_titles`.
+        text: below the heading, after what the section shows.
+
+    Returns:
+        The section of the report, or none.
+    """
+    options = config.evaluate
+    if not options.shown_queries:
+        return []
+    ranking = rankings[one.search.name]
+    metric = "map" if task.persons else "map_at_r"
+    chosen = shown_queries(ranking.values[metric], options.shown_queries)
+    rows, precisions = task.valid[chosen], ranking.values[metric][chosen]
+    found = ranking.positions[rows, : options.shown_matches]
+    there = np.isfinite(ranking.distances[rows, : options.shown_matches])
+    pairs = _explain(network, task, one, maps, rows, found, batch=options.batch)
+    pairs = {titles[name]: values for name, values in pairs.items()}
+    pictures, names = _read(task.query.data, rows)
+    others, other_names = _read(task.gallery.data, found.ravel())
+    queries = []
+    for place, row in enumerate(rows):
+        matches = [
+            Match(
+                image=others[place * found.shape[1] + number],
+                class_name=task.gallery.name(match),
+                distance=float(ranking.distances[row, number]),
+                correct=bool(task.gallery.targets[match] == task.query.targets[row]),
+                heatmaps={title: of_match[place, number] for title, (_, of_match) in pairs.items()},
+                query_heatmaps={title: of_query[place, number] for title, (of_query, _) in pairs.items()},
+                file_name=other_names[place * found.shape[1] + number],
+                camera=task.camera(task.gallery, match),
+                rank=number + 1,
+            )
+            for number, match in enumerate(found[place])
+            if there[place, number]
+        ]
+        queries.append(
+            RetrievalQuery(
+                image=pictures[place],
+                class_name=task.query.name(row),
+                matches=matches,
+                average_precision=float(precisions[place]),
+                file_name=names[place],
+                camera=task.camera(task.query, row),
+                note=_note(task, rankings, row),
+            )
+        )
+    return [
+        Retrieval(
+            title="Queries and their nearest images",
+            text=f"{_TEXT} {text}".strip(),
+            queries=queries,
+            class_word=task.word,
+            precision_name="average precision" if task.persons else "average precision at R",
+            distance_name=f"{DISTANCES[one.search.distance]} distance",
+        )
+    ]
+
+
+_TEXT = (
+    "Half of the queries are those of the worst average precision, the others are spread evenly from there to the "
+    "best. Each pair is explained both ways: the query by the match, and the match by the query."
+)
+
+
+def _note(task: Task, rankings: Mapping[str, Ranking], row: int) -> str:
+    """Says where the space of the heatmaps would have found another image."""
+    search, pooled = next(iter(rankings.values())), rankings[GAP_L1.name]
+    if search.positions[row, 0] == pooled.positions[row, 0]:
+        return ""
+    other = pooled.positions[row, 0]
+    return f"By pooled features in L1, where Dist-CAM lives, another image is nearest, of {task.gallery.name(other)}."
+
+
+def shown_queries(precisions: np.ndarray, count: int) -> np.ndarray:
+    """Which queries are shown: half of them the worst, the others evenly spaced from there to the best.
+
+    Args:
+        precisions: average precision of each query `[v]`.
+        count: queries to show, at most.
+
+    Returns:
+        Rows, the lowest precision first.
+
+    Examples:
+        >>> precisions = np.array([0.9, 0.1, 0.5, 0.7, 0.2, 1.0])
+        >>> shown_queries(precisions, 4).tolist(), shown_queries(precisions, 2).tolist()
+        ([1, 4, 2, 5], [1, 5])
+    """
+    order = np.argsort(precisions, kind="stable")
+    worst = order[: -(-min(count, len(order)) // 2)]
+    rest = order[len(worst) :]
+    places = min(len(rest), count - len(worst))
+    return np.concatenate([worst, rest[np.linspace(len(rest) - 1, 0, places).round().astype(int)[::-1]]])
+
+
+def _read(data: Dataset, rows: np.ndarray) -> tuple[list[np.ndarray], list[str]]:
+    """Pictures and names of some images."""
+    examples, pictures = read_examples(data, rows)
+    return pictures, [example["file_name"] for example in examples]
+
+
+def _explain(network: Network, task: Task, one: Embedded, maps: PairMaps, rows, found, *, batch: int) -> dict:
+    """Maps of every query for its matches, and of every match for its query, both `[n, m, h, w]`, by method.
+
+    A few queries at a time: features are computed again, as the passes over the images keep only pooled ones.
+    """
+    parts, at_once = [], max(1, batch // (2 * found.shape[1]))
+    for start in range(0, len(rows), at_once):
+        own, matches = rows[start : start + at_once], found[start : start + at_once]
+        pictures = _read(task.query.data, own)[0] + _read(task.gallery.data, matches.ravel())[0]
+        features = np.asarray(run_network(network, pictures)[1]["pre_pool"])[: len(pictures)]
+        repeated = np.repeat(np.arange(len(own)), matches.shape[1])
+        sides = (
+            (features[repeated], one.gallery[matches.ravel()], one.gallery, own[repeated] if task.alone else None),
+            (features[len(own) :], one.query[own[repeated]], one.gallery, matches.ravel()),
+        )
+        values = [_pair_maps(network, maps, *side) for side in sides]
+        parts.append(
+            {
+                name: [value[name].reshape(*matches.shape, *value[name].shape[1:]) for value in values]
+                for name in values[0]
+            }
+        )
+    return {
+        name: [np.concatenate(side) for side in zip(*(part[name] for part in parts), strict=True)] for name in parts[0]
+    }
+
+
+def _pair_maps(network: Network, maps: PairMaps, features, references, gallery, own) -> dict:
+    """Maps `[p, h, w]` of images for one reference each, padded to what the devices take."""
+    places = np.minimum(np.arange(-(-len(features) // network.mesh.size) * network.mesh.size), len(features) - 1)
+    values = maps(features[places], references[places][:, None], gallery, None if own is None else own[places])
+    return {name: np.asarray(value)[: len(features), 0] for name, value in values.items()}
