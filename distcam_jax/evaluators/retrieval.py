@@ -242,11 +242,13 @@ def _write_report(config, one: Searched, task: Task, metrics: dict, tables, outp
     shown = make_retrieval(
         config, one.network, task, one.embedded, one.rankings, one.maps, one.titles, text=_agreement_text(metrics)
     )
-    place = f"split {data['gallery_split']}" if data["gallery_split"] else "each other"
+    among = "each other"
+    if data["gallery_split"]:
+        among = f"{data['gallery']:,} images of split {data['gallery_split']}"
     report = Report(
         title="Re-identification" if task.persons else "Image retrieval",
-        subtitle=f"{config.model.name}, {config.objective} objective · {data['name']}, {data['queries']:,} queries of "
-        f"split {data['split']} among {data['gallery']:,} images of {place}",
+        subtitle=f"{config.model.name}, {config.objective} objective · {data['name']}, {data['queries']:,} images of "
+        f"split {data['split']} searched among {among}",
         tables=tables,
         settings=runs.flatten(portable(config)),
         retrievals=shown,
@@ -254,14 +256,14 @@ def _write_report(config, one: Searched, task: Task, metrics: dict, tables, outp
     save_report(report, output / "report.html")
     if shown:
         count = len(shown[0].queries)
-        picked = sorted({0, 1, count // 2, count - 1} & set(range(count)))  # two of the worst, a middle one, the best
+        picked = sorted({0, 1, 3 * count // 4, count - 1} & set(range(count)))  # two of the worst, a middle, the best
         save_retrieval_figure(shown[0], output / "examples.png", queries=picked, dpi=100)
 
 
 def _agreement_text(metrics: dict) -> str:
     """How often the space of the heatmaps would have chosen as the search did, in words."""
     if not metrics["agreement"]:
-        return "The search is that of the heatmaps: pooled features in L1."
+        return "The search is that of Dist-CAM: pooled features, compared in L1."
     image, target = (
         "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * figure[key] for key in ("value", "low", "high")))
         for figure in next(iter(metrics["agreement"].values())).values()

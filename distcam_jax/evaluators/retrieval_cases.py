@@ -51,7 +51,9 @@ def make_retrieval(
     found = ranking.positions[rows, : options.shown_matches]
     there = np.isfinite(ranking.distances[rows, : options.shown_matches])
     pairs = _explain(network, task, one, maps, rows, found, batch=options.batch)
-    pairs = {titles[name]: values for name, values in pairs.items()}
+    pairs = {
+        titles[name]: [side.reshape(*found.shape, *side.shape[1:]) for side in sides] for name, sides in pairs.items()
+    }
     pictures, names = _read(task.query.data, rows)
     others, other_names = _read(task.gallery.data, found.ravel())
     queries = []
@@ -82,10 +84,11 @@ def make_retrieval(
                 note=_note(task, rankings, row),
             )
         )
+    words = [_TEXT, text, *([_RIVALS] if "mahalanobis" in titles else [])]
     return [
         Retrieval(
             title="Queries and their nearest images",
-            text=f"{_TEXT} {text}".strip(),
+            text=" ".join(sentence for sentence in words if sentence),
             queries=queries,
             class_word=task.word,
             precision_name="average precision" if task.persons else "average precision at R",
@@ -98,15 +101,16 @@ _TEXT = (
     "Half of the queries are those of the worst average precision, the others are spread evenly from there to the "
     "best. Each pair is explained both ways: the query by the match, and the match by the query."
 )
+_RIVALS = "Mahalanobis CAM sets an image's partner against the gallery's other images, near ones counting more."
 
 
-def _note(task: Task, rankings: Mapping[str, Ranking], row: int) -> str:
-    """Says where the space of the heatmaps would have found another image."""
+def _note(task: Task, rankings: Mapping[str, Ranking], row: int | np.integer) -> str:
+    """Says where the space of Dist-CAM would have found another image."""
     search, pooled = next(iter(rankings.values())), rankings[GAP_L1.name]
     if search.positions[row, 0] == pooled.positions[row, 0]:
         return ""
     other = pooled.positions[row, 0]
-    return f"By pooled features in L1, where Dist-CAM lives, another image is nearest, of {task.gallery.name(other)}."
+    return f"In GAP space (L1) another image is the nearest: {task.gallery.name(other)}."
 
 
 def shown_queries(precisions: np.ndarray, count: int) -> np.ndarray:
@@ -138,34 +142,27 @@ def _read(data: Dataset, rows: np.ndarray) -> tuple[list[np.ndarray], list[str]]
 
 
 def _explain(network: Network, task: Task, one: Embedded, maps: PairMaps, rows, found, *, batch: int) -> dict:
-    """Maps of every query for its matches, and of every match for its query, both `[n, m, h, w]`, by method.
+    """Maps of every query for its matches, and of every match for its query, both `[n · m, h, w]`, by method.
 
-    A few queries at a time: features are computed again, as the passes over the images keep only pooled ones.
+    A few queries at a time, as many images as a batch has, for which the network is compiled already. Features are
+    computed again, as the passes over the images keep only pooled ones.
     """
-    parts, at_once = [], max(1, batch // (2 * found.shape[1]))
+    count = found.shape[1]
+    at_once = max(1, batch // (1 + count))
+    size = network.even_batch(max(batch, 1 + count))
+    parts = []
     for start in range(0, len(rows), at_once):
-        own, matches = rows[start : start + at_once], found[start : start + at_once]
-        pictures = _read(task.query.data, own)[0] + _read(task.gallery.data, matches.ravel())[0]
-        features = np.asarray(run_network(network, pictures)[1]["pre_pool"])[: len(pictures)]
-        repeated = np.repeat(np.arange(len(own)), matches.shape[1])
+        own, matches = rows[start : start + at_once], found[start : start + at_once].ravel()
+        pictures = _read(task.query.data, own)[0] + _read(task.gallery.data, matches)[0]
+        blank = [np.zeros_like(pictures[0])] * (size - len(pictures))
+        features = np.asarray(run_network(network, pictures + blank)[1]["pre_pool"])
+        pairs = np.minimum(np.arange(size), len(matches) - 1)  # padded by the last one
+        queries, matches = pairs // count, matches[pairs]
         sides = (
-            (features[repeated], one.gallery[matches.ravel()], one.gallery, own[repeated] if task.alone else None),
-            (features[len(own) :], one.query[own[repeated]], one.gallery, matches.ravel()),
+            (features[queries], one.gallery[matches], own[queries] if task.alone else None),
+            (features[len(own) + pairs], one.query[own[queries]], matches),
         )
-        values = [_pair_maps(network, maps, *side) for side in sides]
-        parts.append(
-            {
-                name: [value[name].reshape(*matches.shape, *value[name].shape[1:]) for value in values]
-                for name in values[0]
-            }
-        )
-    return {
-        name: [np.concatenate(side) for side in zip(*(part[name] for part in parts), strict=True)] for name in parts[0]
-    }
-
-
-def _pair_maps(network: Network, maps: PairMaps, features, references, gallery, own) -> dict:
-    """Maps `[p, h, w]` of images for one reference each, padded to what the devices take."""
-    places = np.minimum(np.arange(-(-len(features) // network.mesh.size) * network.mesh.size), len(features) - 1)
-    values = maps(features[places], references[places][:, None], gallery, None if own is None else own[places])
-    return {name: np.asarray(value)[: len(features), 0] for name, value in values.items()}
+        for images, references, places in sides:
+            values = maps(images, references[:, None], one.gallery, places)
+            parts.append({name: np.asarray(value)[: len(own) * count, 0] for name, value in values.items()})
+    return {name: [np.concatenate([part[name] for part in parts[side::2]]) for side in (0, 1)] for name in parts[0]}

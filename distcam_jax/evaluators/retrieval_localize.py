@@ -91,7 +91,7 @@ def choose_references(task: Task, one: Embedded, ranking: Ranking, rows: np.ndar
     return {"nearest": nearest, "same": same, "wrong": np.array(wrong)}
 
 
-def _other(targets: np.ndarray, target: int, generator: np.random.Generator) -> int:
+def _other(targets: np.ndarray, target: int | np.integer, generator: np.random.Generator) -> int:
     """A random position of another target."""
     others = np.flatnonzero(targets != target)
     if not len(others):

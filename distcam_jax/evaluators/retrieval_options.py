@@ -13,7 +13,7 @@ from distcam_jax.retrieval import METRICS
 _LEAST = {"resamples": 1, "shown_queries": 0, "shown_matches": 1}
 _FURTHER = ("ks", "controls", "methods", "norm", "eps")
 _RERANK = {"k1": 0, "k2": 1}
-_SPACES = {"embedding": "pooled features", "projection": "projection", "neck": "after the neck"}
+_SPACES = {"embedding": "GAP", "projection": "projection", "neck": "after the neck"}
 DISTANCES = {"l1": "L1", "l2": "L2", "cosine": "cosine"}
 
 

@@ -39,7 +39,7 @@ def search_title(name: str) -> str:
 
     Examples:
         >>> search_title("neck_cosine_reranked"), search_title("embedding_l1")
-        ('after the neck, cosine, re-ranked', 'pooled features, L1')
+        ('after the neck, cosine, re-ranked', 'GAP, L1')
     """
     space, distance = name.removesuffix(RERANKED).split("_")
     return Search(space, distance, reranked=name.endswith(RERANKED)).title
@@ -57,8 +57,21 @@ def _label(metrics: dict, network: str, search: str) -> str:
     networks = metrics["networks"]
     if "size" in networks[network]:
         return f"{network}, {search_title(search).partition(', ')[2]}"
-    kind = f"{network} network" if "objective" in networks[network] else network
+    kind = _network_title(metrics, network)
     return f"{search_title(search)} · {kind}" if len(networks) > 1 else search_title(search)
+
+
+def _network_title(metrics: dict, network: str) -> str:
+    return f"{network} network" if "objective" in metrics["networks"][network] else network
+
+
+def _difference_label(metrics: dict, a: Sequence[str], b: Sequence[str]) -> str:
+    """What two searches differ in: the search, or the network where that is searched alike."""
+    if a[0] == b[0]:
+        return f"{search_title(a[1])} − {search_title(b[1])}"
+    if a[1] == b[1]:
+        return f"{_network_title(metrics, a[0])} − {_network_title(metrics, b[0])}"
+    return f"{_label(metrics, *a)} − {_label(metrics, *b)}"
 
 
 def _search_table(metrics: dict) -> Table:
@@ -82,11 +95,11 @@ def _search_table(metrics: dict) -> Table:
         rule = " Images of the query's person by the query's camera are taken out of its list."
     return Table(
         "Re-identification" if metrics["word"] == "identity" else "Retrieval",
-        [Column(_metric_title(name), best="max", percent=True, decimals=2) for name in metrics["chance"]],
+        [Column(_metric_title(name), best="max", percent=True, decimals=1) for name in metrics["chance"]],
         rows,
         note=f"{data['queries']:,} queries of {data['name']}, split {data['split']}, {data['targets']:,} "
         f"{_plural(metrics['word'])}, each searched among {among}{left if data['left_out'] else ''}.{rule} The first "
-        f"row is the network's own search, the pooled features are those that heatmaps explain. Intervals: "
+        f"row is the network's own search, GAP the pooled features, which Dist-CAM explains. Intervals: "
         f"{metrics['intervals']}.",
     )
 
@@ -99,24 +112,25 @@ def _difference_table(metrics: dict) -> Table:
     names = list(metrics["chance"])
     return Table(
         "Paired differences",
-        [Column(_metric_title(name), percent=True, decimals=2) for name in names],
+        [Column(_metric_title(name), percent=True, decimals=1) for name in names],
         [
             Row(
-                f"{_label(metrics, *row['a'])} − {_label(metrics, *row['b'])}",
+                _difference_label(metrics, row["a"], row["b"]),
                 [figure_cell(row["figures"][name]) for name in names],
             )
             for row in metrics["differences"]
         ],
-        note="In points, over the same queries; one whose interval holds 0 is none.",
+        note="In points, over the same queries; one whose interval holds 0 is none. Of the first network and its own "
+        "search where a row names no other.",
     )
 
 
 def _agreement_table(metrics: dict) -> Table:
     return Table(
-        "Does the search choose what pooled features choose?",
+        "Does the search choose what the pooled features choose?",
         [
-            Column("the same nearest image", percent=True, decimals=2),
-            Column(f"one of the same {metrics['word']}", percent=True, decimals=2),
+            Column("the same nearest image", percent=True, decimals=1),
+            Column(f"one of the same {metrics['word']}", percent=True, decimals=1),
         ],
         [
             Row(

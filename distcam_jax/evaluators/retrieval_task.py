@@ -28,7 +28,7 @@ class Images:
     cameras: np.ndarray
     names: dict[int, str]
 
-    def name(self, row: int) -> str:
+    def name(self, row: int | np.integer) -> str:
         """Who or what an image shows."""
         return self.names[int(self.targets[row])]
 
@@ -49,7 +49,7 @@ class Task:
     alone: bool
     persons: bool
 
-    def camera(self, images: Images, row: int) -> int | None:
+    def camera(self, images: Images, row: int | np.integer) -> int | None:
         """The camera that took an image, or None where that does not count."""
         return int(images.cameras[row]) if self.persons else None
 
