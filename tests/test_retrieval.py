@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distcam_jax.retrieval import map_at_r, nearest_neighbors, r_precision, recall_at_k
-from distcam_jax.retrieval import neighbors as neighbors_module
+from distcam_jax.retrieval import search as search_module
 from distcam_jax.retrieval.metrics import relevant_counts, searchable_queries
 
 generator = np.random.default_rng(0)
@@ -33,8 +33,8 @@ def loop_neighbors(query, gallery, metric, *, itself=False):
 @pytest.fixture(params=[(256, 4096), (3, 4)], ids=["whole", "blocks"])
 def blocks(request, monkeypatch):
     """Everything at once, and in blocks that neither the queries nor the gallery divide into."""
-    monkeypatch.setattr(neighbors_module, "_QUERIES", request.param[0])
-    monkeypatch.setattr(neighbors_module, "_GALLERY", request.param[1])
+    monkeypatch.setattr(search_module, "_QUERIES", request.param[0])
+    monkeypatch.setattr(search_module, "_GALLERY", request.param[1])
 
 
 @pytest.mark.parametrize("metric", DISTANCES)

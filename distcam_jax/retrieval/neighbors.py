@@ -4,21 +4,18 @@ Distances in L2 and cosine come from matrix products, whose rounding hides how n
 than asked for are kept, and these are measured once more, difference by difference, before they are put in order.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from distcam_jax.checks import check_positive_integers, working_arrays
+from distcam_jax.retrieval import faiss_search
+from distcam_jax.retrieval.distances import METRICS
+from distcam_jax.retrieval.search import Search, placed_gallery, search_block
 
-METRICS = ("l1", "l2", "cosine")
-_SHORTEST = 1e-12  # a vector whose norm is no larger counts as zero
-_QUERIES = 256  # in a block
-_GALLERY = 4096  # in a block
-_SPARE = 16  # neighbours beyond those asked for, among which the exact distances decide
+BACKENDS = ("jax", "faiss")
 
 AnyArray = Array | np.ndarray
 
@@ -29,8 +26,14 @@ def nearest_neighbors(
     *,
     count: int,
     metric: str = "l2",
+    mesh: Mesh | None = None,
+    backend: str = "jax",
 ) -> tuple[Int[np.ndarray, "q n"], Float[np.ndarray, "q n"]]:
     """The nearest vectors of a gallery to each query. Host; the work is jitted, in blocks of both.
+
+    What is returned does not depend on blocks, devices or back end, but for the last digits of a distance, and for
+    neighbours that differ by less than the digits of a matrix product can tell: where more than 16 of them compete for
+    the last places, that rounding decides which are measured exactly.
 
     Args:
         query: pooled features `[q, k]`, finite.
@@ -39,111 +42,80 @@ def nearest_neighbors(
         count: neighbours n of each query, at most as many as there are.
         metric: `"l1"`, `sum_k |x_k - y_k|`; `"l2"`, `sqrt(sum_k (x_k - y_k)²)`; `"cosine"`, one minus the cosine of the
             angle, which is 1 for a vector of zeros.
+        mesh: devices of one axis, over which the gallery's rows are split; None searches on one device.
+        backend: `"jax"`, or `"faiss"` for that library's flat search on the CPU, without a mesh, in float32, and for
+            cosine on normalised copies.
 
     Returns:
         Positions in the gallery `[q, n]`, nearest first and the lower one of equally near ones, and their distances.
 
     Raises:
-        ValueError: an unknown metric, more neighbours than there are, values that are not finite, or a shape or type
-            that does not fit.
+        ValueError: an unknown metric or back end, more neighbours than there are, values that are not finite, a mesh of
+            several axes or for faiss, or a shape or type that does not fit.
+        ImportError: faiss is not installed.
 
     Examples:
         >>> positions, distances = nearest_neighbors(np.array([[0.0], [1.0], [5.0]]), count=1, metric="l1")
         >>> positions.tolist(), distances.tolist()
         ([[1], [0], [1]], [[1.0], [1.0], [4.0]])
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric: want one of {', '.join(map(repr, METRICS))}, got {metric!r}")
+    for name, value, known in (("metric", metric, METRICS), ("backend", backend, BACKENDS)):
+        if value not in known:
+            raise ValueError(f"{name}: want one of {', '.join(map(repr, known))}, got {value!r}")
     check_positive_integers(count=count)
+    mesh = _checked_mesh(mesh, backend)
     itself = gallery is None
-    query, gallery = working_arrays(query=(query, "n k")) * 2 if itself else _both(query, gallery)
+    query, gallery = _in_one_type(query, query if itself else gallery)
     available = len(gallery) - itself
     if count > available:
         raise ValueError(f"count: want at most the {available} neighbours that there are, got {count}")
-    for name, array in (("query", query), ("gallery", gallery)):
+    if backend == "faiss":
+        _check_finite(query=query, gallery=gallery)
+        return faiss_search.search(np.asarray(query), np.asarray(gallery), count, metric, itself=itself)
+    placed = placed_gallery(gallery, mesh)
+    _check_finite(query=query, gallery=placed)
+    return _in_blocks(query, placed, Search(mesh, len(gallery), count, metric), itself=itself)
+
+
+def _checked_mesh(mesh: Mesh | None, backend: str) -> Mesh:
+    """The devices to search on."""
+    if mesh is None:
+        return Mesh(np.array(jax.local_devices()[:1]), ("gallery",))
+    if backend != "jax" or len(mesh.axis_names) != 1:
+        raise ValueError(
+            f"mesh: want one of a single axis, for the back end 'jax', got {dict(mesh.shape)} for {backend!r}"
+        )
+    return mesh
+
+
+def _in_one_type(query, gallery) -> list[AnyArray]:
+    """Both sets in float32 or float64, copied only where that is another type; on the host where they are there."""
+    query, gallery = (x if isinstance(x, Array) else np.asarray(x) for x in (query, gallery))
+    if query.ndim == gallery.ndim == 2 and query.shape[1] != gallery.shape[1]:
+        raise ValueError(f"gallery: want {query.shape[1]} channels as in query, got shape {gallery.shape}")
+    # Of each a part without rows is looked at, since looking at all would bring it to a device. A gallery without rows
+    # is left to the caller's own words.
+    empty = {name: (x[:0] if x.ndim else x, "n k") for name, x in (("query", query), ("gallery", gallery))}
+    kinds = [working_arrays(**{name: value})[0].dtype for name, value in empty.items()]
+    wide = np.float64 if np.float64 in kinds else np.float32
+    return [x if x.dtype == wide else x.astype(wide) for x in (query, gallery)]
+
+
+def _check_finite(**arrays) -> None:
+    for name, array in arrays.items():
         if not bool(jnp.isfinite(array).all()):
             raise ValueError(f"{name}: want finite values, got some that are NaN or infinite")
-    if metric == "cosine":
-        query, gallery = unit_vectors(query), unit_vectors(gallery)
-    kept = min(available, count + (0 if metric == "l1" else _SPARE))
-    block = min(_GALLERY, len(gallery))
-    padded = jnp.pad(gallery, ((0, -len(gallery) % block), (0, 0)))
-    search = functools.partial(_search, blocks=padded.reshape(-1, block, padded.shape[1]), size=len(gallery))
-    rows = min(_QUERIES, len(query))
+
+
+def _in_blocks(query, gallery, search: Search, *, itself: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and distances `[q, n]` of all queries."""
+    rows = min(search.queries, len(query))
     found = []
     for start in range(0, len(query), rows):
         own = np.arange(start, start + rows, dtype=np.int32) if itself else np.full(rows, -1, np.int32)
-        part = jnp.pad(query[start : start + rows], ((0, max(0, start + rows - len(query))), (0, 0)))
-        values = search(part, own, kept=kept, metric=metric)
-        found.append([np.asarray(value)[: len(query) - start, :count] for value in values])
-    positions, distances = (np.concatenate(column) for column in zip(*found, strict=True))
+        part = np.asarray(query[start : start + rows])
+        part = np.pad(part, ((0, rows - len(part)), (0, 0)))
+        found.append(search_block(part, own, gallery, search))
+    columns = zip(*jax.device_get(found), strict=True)
+    positions, distances = (np.concatenate(column)[: len(query)] for column in columns)
     return positions, distances
-
-
-def _both(query, gallery) -> list[jax.Array]:
-    """Both sets in one type; an empty gallery is left to the caller's own words."""
-    query, gallery = jnp.asarray(query), jnp.asarray(gallery)
-    if query.ndim == gallery.ndim == 2 and query.shape[1] != gallery.shape[1]:
-        raise ValueError(f"gallery: want {query.shape[1]} channels as in query, got shape {gallery.shape}")
-    (query,), (gallery,) = working_arrays(query=(query, "n k")), working_arrays(gallery=(gallery, "n k"))
-    wide = jnp.float64 if jnp.float64 in (query.dtype, gallery.dtype) else jnp.float32
-    return [query.astype(wide), gallery.astype(wide)]
-
-
-def unit_vectors(vectors: Float[Array, "n k"]) -> Float[Array, "n k"]:
-    """Vectors divided by their lengths; one of zeros stays zero.
-
-    Examples:
-        >>> unit_vectors(jnp.array([[0.0, 2.0], [0.0, 0.0]])).tolist()
-        [[0.0, 1.0], [0.0, 0.0]]
-    """
-    squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-    valid = squared > _SHORTEST**2
-    return jnp.where(valid, vectors * lax.rsqrt(jnp.where(valid, squared, 1)), 0)
-
-
-@functools.partial(jax.jit, static_argnames=("kept", "metric", "size"))
-def _search(query, own, *, blocks, size, kept, metric):
-    """Positions and distances of the `kept` nearest of one block of queries, in order."""
-    block = blocks.shape[1]
-
-    def merge(best, numbered):
-        number, others = numbered
-        positions = number * block + jnp.arange(block, dtype=jnp.int32)
-        distances = _rough_distances(query, others, metric)
-        hidden = (positions >= size) | (positions == own[:, None])
-        distances = jnp.where(hidden, jnp.inf, distances)
-        both = jnp.concatenate([best[0], distances], axis=1)
-        positions = jnp.broadcast_to(positions, distances.shape)
-        _, chosen = lax.top_k(-both, kept)  # of equal ones the first, which is the lower position
-        taken = jnp.take_along_axis(jnp.concatenate([best[1], positions], axis=1), chosen, axis=1)
-        return (jnp.take_along_axis(both, chosen, axis=1), taken), None
-
-    none = jnp.full((len(query), kept), jnp.inf, query.dtype), jnp.full((len(query), kept), size, jnp.int32)
-    numbers = jnp.arange(len(blocks), dtype=jnp.int32)
-    (rough, positions), _ = lax.scan(merge, none, (numbers, blocks))
-    if metric == "l1":
-        return positions, rough
-    flat = blocks.reshape(-1, blocks.shape[-1])
-    exact = lax.map(lambda one: jnp.sum(jnp.square(one[0] - flat[one[1]]), axis=-1), (query, positions))
-    if metric == "cosine":  # of unit vectors: 2 - 2 cos; a vector of zeros has the cosine 0
-        exact = jnp.where(_is_zero(query)[:, None] | _is_zero(flat)[positions], 2, exact)
-    order = jnp.lexsort((positions, exact), axis=1)
-    exact, positions = (jnp.take_along_axis(values, order, axis=1) for values in (exact, positions))
-    return positions, jnp.sqrt(exact) if metric == "l2" else exact / 2
-
-
-def _rough_distances(query, others, metric):
-    if metric == "l1":
-        return lax.map(lambda one: jnp.sum(jnp.abs(one - others), axis=-1), query)
-    products = jnp.matmul(query, others.T, precision=lax.Precision.HIGHEST)
-    lengths = 2 if metric == "cosine" else _squares(query)[:, None] + _squares(others)
-    return lengths - 2 * products
-
-
-def _squares(vectors):
-    return jnp.sum(jnp.square(vectors), axis=-1)
-
-
-def _is_zero(vectors):
-    return ~jnp.any(vectors, axis=-1)
