@@ -15,13 +15,14 @@ from jax import numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from distcam_jax.cam import HIGHEST, channel_distances, global_average_pool, weighted_channel_sum
+from distcam_jax.cam import HIGHEST, global_average_pool, weighted_channel_sum
 from distcam_jax.evaluators.network import Network
 from distcam_jax.intersection import rival_probabilities
 from distcam_jax.mahalanobis import DEFAULT_TEMPERATURE
 from distcam_jax.methods import Context, Method, grad_cam, grad_cam_pp, similarity, similarity_map
 from distcam_jax.models.heads import BatchNormNeckHead, ProjectionHead, check_search_space
 from distcam_jax.models.layers import VARIANCE_EPSILON
+from distcam_jax.retrieval.distances import difference_distances
 
 AnyArray = Array | np.ndarray
 Linear = tuple[Float[AnyArray, "k d"], Float[AnyArray, " d"]]
@@ -213,18 +214,13 @@ def rival_means(
         [[1.0]]
     """
     embeddings, gallery = jnp.asarray(embeddings, jnp.float32), jnp.asarray(gallery, jnp.float32)
+    near = functools.partial(rival_probabilities, temperature=DEFAULT_TEMPERATURE)
+    distances = difference_distances(embeddings, gallery, "l1").T
 
-    def mean(given):
-        embedding, row = given
-        distances = jnp.sum(channel_distances(embedding, gallery), axis=-1)
-        if own is None:
-            weights = rival_probabilities(distances, temperature=DEFAULT_TEMPERATURE)
-        else:
-            others = jnp.arange(len(gallery) - 1, dtype=row.dtype)
-            others = others + (others >= row).astype(row.dtype)
-            near = rival_probabilities(distances[others], temperature=DEFAULT_TEMPERATURE)
-            weights = jnp.zeros_like(distances).at[others].set(near)
-        return jnp.matmul(weights, gallery, precision=HIGHEST)
+    def without(distances, row):
+        others = jnp.arange(len(gallery) - 1, dtype=row.dtype)
+        others = others + (others >= row).astype(row.dtype)
+        return jnp.zeros_like(distances).at[others].set(near(distances[others]))
 
-    rows = jnp.zeros(len(embeddings), jnp.int32) if own is None else jnp.asarray(own)
-    return jax.lax.map(mean, (embeddings, rows))
+    weights = near(distances) if own is None else jax.vmap(without)(distances, jnp.asarray(own))
+    return jnp.matmul(weights, gallery, precision=HIGHEST)

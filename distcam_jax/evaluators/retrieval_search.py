@@ -9,15 +9,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from distcam_jax import losses, training
+from distcam_jax import training
 from distcam_jax.evaluators.fewshot import PIXELS, RANDOM, embed_pixels, embed_source
 from distcam_jax.evaluators.network import Network, make_network
 from distcam_jax.evaluators.retrieval_options import Search, searches_of
 from distcam_jax.evaluators.retrieval_task import Task
 from distcam_jax.geometry import check_size
-from distcam_jax.losses.distances import unit_vectors
 from distcam_jax.models import check_search_space, search_features
 from distcam_jax.retrieval import k_reciprocal_rerank, market1501_metrics, nearest_neighbors
+from distcam_jax.retrieval.distances import difference_distances, finished_distances, unit_vectors
 from distcam_jax.retrieval.per_query import (
     average_precision_at_r,
     chance_at_k,
@@ -240,8 +240,8 @@ def distance_blocks(query: np.ndarray, gallery: np.ndarray, metric: str) -> Iter
 @functools.partial(jax.jit, static_argnames=("metric",))
 def _distances(query, gallery, metric):
     if metric == "cosine":
-        return 1 - losses.cosine_similarities(query, gallery)
-    return losses.pairwise_distances(query, gallery, metric=metric)
+        query, gallery = unit_vectors(query), unit_vectors(gallery)
+    return finished_distances(difference_distances(query, gallery, metric), metric).T
 
 
 def search_all(task: Task, one: Embedded, *, ks: Sequence[int], count: int, rerank: dict | None) -> dict[str, Ranking]:
