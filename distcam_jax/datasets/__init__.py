@@ -11,6 +11,9 @@ Every data set is a tensorflow-datasets builder that writes ArrayRecord files; T
 | `tiered_imagenet` | photographs, 351, 97 and 160 classes | folders of images, one a class: `manual_dir` |
 | `omniglot` | drawn characters, 964 and 659 classes | the official archives, unpacked: `manual_dir` |
 | `class_folders` | your own few-shot data | folders of images, one a class: `manual_dir` |
+| `cub200` | photographs of birds, 200 classes in two halves, one box each | the official files: `manual_dir` |
+| `market1501` | pedestrians, to be found again in what other cameras saw | the official files: `manual_dir` |
+| `image_folder` | your own images, to be searched | folders of images, one a class: `manual_dir` |
 | `ilsvrc2012` | photographs, 1,000 classes, boxes for validation and part of train | the official files: `manual_dir` |
 | `imagenet2012` | the same photographs, without boxes | tensorflow-datasets' own preparation: `data_dir` |
 """
@@ -27,8 +30,11 @@ import tensorflow_datasets as tfds
 
 from distcam_jax.datasets import _builders, _tfds_imagenet
 from distcam_jax.datasets.class_folders import ClassFolders, Omniglot, TieredImagenet
+from distcam_jax.datasets.cub200 import Cub200
 from distcam_jax.datasets.digits import Digits
 from distcam_jax.datasets.ilsvrc2012 import Ilsvrc2012
+from distcam_jax.datasets.image_folder import ImageFolder
+from distcam_jax.datasets.market1501 import Market1501
 from distcam_jax.datasets.mini_imagenet import MiniImagenet
 from distcam_jax.datasets.tiny_imagenet import TinyImagenet
 from distcam_jax.datasets.tiny_imagenet_fewshot import TinyImagenetFewshot
@@ -43,6 +49,9 @@ DATASETS: dict[str, type[_builders.LocalBuilder]] = {
     "tiered_imagenet": TieredImagenet,
     "omniglot": Omniglot,
     "class_folders": ClassFolders,
+    "cub200": Cub200,
+    "market1501": Market1501,
+    "image_folder": ImageFolder,
     "ilsvrc2012": Ilsvrc2012,
 }
 
@@ -51,8 +60,9 @@ DATASETS: dict[str, type[_builders.LocalBuilder]] = {
 class Dataset:
     """One split of a data set, with random access; it can be pickled and is cheap to open.
 
-    In the data sets of few-shot learning, splits share no class. The classes are then those of the split that was
-    opened, a sum such as `train+validation` has those of its parts, and labels count from 0 in every one of them.
+    In the data sets of few-shot learning and retrieval, splits share no class. The classes are then those of the split
+    that was opened, a sum such as `train+validation` has those of its parts, and labels count from 0 in every one of
+    them. Only `query` and `gallery` of `market1501` have their classes in common.
 
     Attributes:
       name: of the data set.
@@ -96,16 +106,20 @@ def load_dataset(
     Args:
       name: one of `DATASETS`, or `imagenet2012` where tensorflow-datasets itself prepared it in `data_dir`, as
         ArrayRecord files.
-      split: `train`, `validation` or, for `digits` and few-shot data, `test`; also slices and sums, such as
-        `train[:90%]` and `train[90%:]`: the examples are stored in a random order that is always the same.
+      split: `train`, `validation` or, for `digits` and data of few-shot learning and retrieval, `test`, in the place
+        of which `market1501` has `query` and `gallery`; also slices and sums, such as `train[:90%]` and `train[90%:]`:
+        the examples are stored in a random order that is always the same.
       data_dir: folder of prepared data. Default: the environment variable DISTCAM_DATA_DIR, else ~/.cache/distcam_jax.
       manual_dir: where the files are that you downloaded: `tiny_imagenet` takes the official archive, the folder
         unpacked from it, or a folder that holds one of the two, and `tiny_imagenet_fewshot` the same; `ilsvrc2012`
         takes the folder of the official files, see `distcam_jax.datasets.ilsvrc2012` for their names and the room that
-        is needed; `distcam_jax.datasets.mini_imagenet` and `distcam_jax.datasets.class_folders` show the layouts of the
-        other data sets.
+        is needed; the modules in `distcam_jax.datasets` that are called as the other data sets are, and
+        `class_folders`, show their layouts.
       **options: of the data set: `seed`, `train_size`, `validation_size` and `test_size` for `digits`; `classes` for
-        `tiny_imagenet`; `class_splits` and `split_names` for `tiny_imagenet_fewshot`; `title` for `class_folders`.
+        `tiny_imagenet`; `class_splits` and `split_names` for `tiny_imagenet_fewshot`; `title` for `class_folders`;
+        `protocol` ("retrieval" or "classification"), `validation_classes` and `segmentations` for `cub200`;
+        `validation_identities` for `market1501`; `title`, and `train_share` and `validation_share` or `class_splits`,
+        for `image_folder`.
 
     Raises:
       ValueError: unknown name, split or option, or a file with wrong content.
@@ -161,13 +175,14 @@ def _open_split(builder: tfds.core.DatasetBuilder, split: str) -> Any:
     missing = [name for name in split_names(split) if name not in builder.info.splits]
     if missing:
         raise ValueError(
-            f"split: got {split!r}, but the data was prepared without {missing[0]!r}; put its images into manual_dir, "
-            f"delete the folder {builder.data_path} and load again"
+            f"split: got {split!r}, but the data was prepared without {missing[0]!r}; "
+            + builder.ABSENT_SPLIT.format(folder=builder.data_path)
         )
     if not builder.info.splits[split].num_examples:
         sizes = ", ".join(f"{key} has {value.num_examples}" for key, value in builder.info.splits.items())
         raise ValueError(f"split: got {split!r}, which holds no examples ({sizes})")
-    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    images = [name for name, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
+    return builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in images})
 
 
 class _Examples(Sequence):

@@ -34,6 +34,7 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
 
     SPLITS: tuple[str, ...] = ()
+    ABSENT_SPLIT = "put its images into manual_dir, delete the folder {folder} and load again"  # what to do then
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # tfds refuses a copy of a config that the class itself lists.
@@ -64,24 +65,25 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.info.features["label"].names = list(names)
         self.info.metadata["class_names"] = list(names.values())
 
-    def set_split_classes(self, splits: Mapping[str, Mapping[str, str]]) -> None:
+    def set_split_classes(self, splits: Mapping[str | tuple[str, ...], Mapping[str, str]]) -> None:
         """Stores the classes of splits that share none, in place of `set_classes`: split -> id -> name.
 
-        The examples are stored with the label that a class has among those of all splits, in this order;
-        `classes_of` tells which are a split's own.
+        A tuple of splits stands for splits that have the same classes. The examples are stored with the label that a
+        class has among those of all splits, in this order; `classes_of` tells which are a split's own.
 
         Raises:
           ValueError: a class is in two splits.
         """
         split_of: dict[str, str] = {}
         ranges, start = {}, 0
-        for split, names in splits.items():
+        for key, names in splits.items():
+            alike = (key,) if isinstance(key, str) else key
             for class_id in names:
                 if class_id in split_of:
-                    both = f"{split_of[class_id]} and {split}"
+                    both = f"{split_of[class_id]} and {alike[0]}"
                     raise ValueError(f"class {class_id!r} is in {both}, want splits that share no class")
-                split_of[class_id] = split
-            ranges[split] = [start, start + len(names)]
+                split_of[class_id] = alike[0]
+            ranges |= {split: [start, start + len(names)] for split in alike}
             start += len(names)
         self.set_classes({class_id: name for names in splits.values() for class_id, name in names.items()})
         self.info.metadata["split_classes"] = ranges
@@ -91,7 +93,7 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         ranges = self.info.metadata.get("split_classes")
         if ranges is None:
             return list(range(len(self.info.features["label"].names)))
-        return [label for split, (start, stop) in ranges.items() if split in splits for label in range(start, stop)]
+        return sorted({label for split in splits for label in range(*ranges.get(split, (0, 0)))})
 
 
 def prepare(

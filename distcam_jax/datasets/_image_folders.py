@@ -67,7 +67,7 @@ def find_classes(folder: pathlib.Path, depth: int = 1) -> dict[str, pathlib.Path
             found |= {f"{path.name}/{rest}": inner for rest, inner in find_classes(path, depth - 1).items()}
         elif path.is_dir():
             found[path.name] = path
-        elif _is_image(path.name):
+        elif is_image(path.name):
             raise ValueError(f"{path}: an image beside the folders of the classes; move it into one of them")
     if not found:
         raise ValueError(f"{folder}: no class in it; want a folder for each class, with its images")
@@ -84,7 +84,7 @@ def list_images(folder: pathlib.Path) -> list[str]:
     for path in _visible(folder):
         if path.is_dir():
             raise ValueError(f"{path}: a folder where only images may lie; move its images into the class's folder")
-        if not _is_image(path.name):
+        if not is_image(path.name):
             raise ValueError(f"{path}: no JPEG or PNG by its name; take it out of the folder, or convert it")
         names.append(path.name)
     if not names:
@@ -147,8 +147,14 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
     """What lies in a folder, sorted, without what operating systems put there."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries)
-    return [folder / name for name in names if not name.startswith(".") and name.lower() not in _STRAY]
+    return [folder / name for name in names if not is_stray(name)]
 
 
-def _is_image(name: str) -> bool:
+def is_stray(name: str) -> bool:
+    """Whether a file or folder of this name is one that operating systems put there, or hidden."""
+    return name.startswith(".") or name.lower() in _STRAY
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is a JPEG or a PNG by its name."""
     return name.lower().endswith(IMAGES)

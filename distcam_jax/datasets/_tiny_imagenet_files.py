@@ -1,29 +1,22 @@
 """Reads Tiny-ImageNet-200 in its official layout; `distcam_jax.datasets.tiny_imagenet` shows it."""
 
-import functools
 import io
-import lzma
-import os
 import pathlib
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from distcam_jax.datasets._image_folders import first_words
+from distcam_jax.datasets import _sources
+from distcam_jax.datasets._image_folders import AGAIN, first_words
+from distcam_jax.datasets._sources import members
 
 INSTRUCTIONS = (
     "manual_dir must be, or hold, the archive tiny-imagenet-200.zip (or a .tar.gz of it) or the folder "
     "unpacked from it; download it from http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 )
 VAL_IMAGES = "val/images"
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
-_AGAIN = "download or unpack the data again"
 
 
 class Layout(NamedTuple):
@@ -37,7 +30,7 @@ class Layout(NamedTuple):
     def text(self, name: str) -> str:
         """A text file, which must be there."""
         if name not in self.texts:
-            raise ValueError(f"{self.source}: {name} is missing; {_AGAIN}")
+            raise ValueError(f"{self.source}: {name} is missing; {AGAIN}")
         return self.texts[name]
 
 
@@ -52,75 +45,22 @@ class Annotation(NamedTuple):
 
 def find_source(manual_dir: pathlib.Path) -> pathlib.Path:
     """The folder with wnids.txt, or the archive, that a user meant by `manual_dir`."""
-    if manual_dir.is_file():
-        return manual_dir
-    folders = [manual_dir, *sorted(manual_dir.glob("tiny-imagenet*/"))]
-    archives = [path for path in sorted(manual_dir.glob("tiny-imagenet*")) if path.name.endswith(_ARCHIVES)]
-    found = [folder for folder in folders if (folder / "wnids.txt").is_file()][:1] or archives
-    if not found:
-        raise FileNotFoundError(f"{manual_dir}: no Tiny-ImageNet here; {INSTRUCTIONS}")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise ValueError(f"{manual_dir}: more than one archive ({names}); pass the one you want as manual_dir")
-    return found[0]
-
-
-def _members(source: pathlib.Path, root: str, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """Walks through the files below `root`: their names, relative to it, and the content of those wanted."""
-    try:
-        reader = _folder if source.is_dir() else _zip if _is_zip(source) else _tar
-        for path, read in reader(source):
-            if path.startswith(root):
-                name = path.removeprefix(root)
-                yield name, read() if is_wanted(name) else None
-    except _DAMAGE as error:
-        raise ValueError(
-            f"{source}: cannot be read to its end ({str(error) or type(error).__name__}); {_AGAIN}"
-        ) from error
-
-
-def _is_zip(source: pathlib.Path) -> bool:
-    with open(source, "rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _folder(source: pathlib.Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    for folder, _, names in os.walk(source, onerror=_raise, followlinks=True):
-        for name in names:
-            path = pathlib.Path(folder, name)
-            yield path.relative_to(source).as_posix(), path.read_bytes
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _zip(source: pathlib.Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    with zipfile.ZipFile(source) as archive:
-        for member in archive.infolist():
-            if not member.is_dir():
-                yield member.filename.removeprefix("./"), functools.partial(archive.read, member)
-
-
-def _tar(source: pathlib.Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    with tarfile.open(source, "r|*") as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.isfile() else None
-            if file is not None:
-                yield member.name.removeprefix("./"), file.read
+    return _sources.find_source(
+        manual_dir, marker="wnids.txt", pattern="tiny-imagenet*", title="Tiny-ImageNet", instructions=INSTRUCTIONS
+    )
 
 
 def scan(source: pathlib.Path) -> Layout:
     """Reads every text file and notes which classes have training images."""
     texts, wnids, images = {}, set(), []
-    for name, data in _members(source, "", lambda name: name.endswith(".txt")):
+    for name, data in members(source, "", lambda name: name.endswith(".txt")):
         if data is not None:
             texts[name] = data.decode("utf-8-sig", errors="replace")
         elif _is_image(name):
             images.append(name)
     candidates = [name for name in texts if name.rpartition("/")[2] == "wnids.txt"]
     if not candidates:
-        raise ValueError(f"{source}: wnids.txt is missing; {_AGAIN}")
+        raise ValueError(f"{source}: wnids.txt is missing; {AGAIN}")
     root = min(candidates, key=lambda name: name.count("/")).removesuffix("wnids.txt")
     for name in images:
         top, _, rest = name.removeprefix(root).partition("/")
@@ -130,9 +70,8 @@ def scan(source: pathlib.Path) -> Layout:
 
 
 def _is_image(path: str) -> bool:
-    """Whether a path is a JPEG's, and not one of the shadows that macOS packs beside it."""
-    name = path.rpartition("/")[2]
-    return name.lower().endswith((".jpeg", ".jpg")) and not name.startswith(".")
+    """Whether a path is a JPEG's."""
+    return path.lower().endswith((".jpeg", ".jpg"))
 
 
 def class_names(layout: Layout, classes: Sequence[str] | None, option: str = "classes") -> dict[str, str]:
@@ -144,11 +83,11 @@ def class_names(layout: Layout, classes: Sequence[str] | None, option: str = "cl
             raise ValueError(f"{option}: {wnid!r} {fault} ({layout.source})")
     chosen = sorted(classes or known & layout.wnids)
     if not chosen:
-        raise ValueError(f"{layout.source}: no class of wnids.txt has images in train/; {_AGAIN}")
+        raise ValueError(f"{layout.source}: no class of wnids.txt has images in train/; {AGAIN}")
     names = first_words(layout.text("words.txt"))
     for wnid in chosen:
         if wnid not in names:
-            raise ValueError(f"{layout.source}: words.txt has no line for {wnid}; {_AGAIN}")
+            raise ValueError(f"{layout.source}: words.txt has no line for {wnid}; {AGAIN}")
     return {wnid: names[wnid] for wnid in chosen}
 
 
@@ -166,7 +105,7 @@ def val_lines(layout: Layout, wnids: Container[str]) -> list[Annotation]:
     """The list of boxes of all official validation images, some of which must be of these classes."""
     lines = _annotations(layout, "val/val_annotations.txt")
     if not any(line.wnid in wnids for line in lines):
-        raise ValueError(f"{layout.source}: val/val_annotations.txt names no image of these classes; {_AGAIN}")
+        raise ValueError(f"{layout.source}: val/val_annotations.txt names no image of these classes; {AGAIN}")
     return lines
 
 
@@ -189,11 +128,11 @@ def examples(
     """
     listed = {line.image for line in annotations}
     awaited = {line.image: line for line in annotations if line.wnid in labels}
-    for image, data in _members(layout.source, layout.root, lambda name: name in awaited):
+    for image, data in members(layout.source, layout.root, lambda name: name in awaited):
         if data is None:
             folder, _, file_name = image.rpartition("/")
             if folder in folders and _is_image(file_name) and image not in listed:
-                raise ValueError(f"{layout.source}: {image} has no line in the list of boxes; {_AGAIN}")
+                raise ValueError(f"{layout.source}: {image} has no line in the list of boxes; {AGAIN}")
             continue
         line = awaited.pop(image)
         _check_image(data, line, f"{layout.source}: {image}")
@@ -208,7 +147,7 @@ def examples(
     if awaited:
         line = next(iter(awaited.values()))
         lost = f"{line.image} is missing, though {line.where} names it ({len(awaited)} such images)"
-        raise ValueError(f"{layout.source}: {lost}; {_AGAIN}")
+        raise ValueError(f"{layout.source}: {lost}; {AGAIN}")
 
 
 def _annotations(layout: Layout, list_name: str, wnid: str | None = None) -> list[Annotation]:
@@ -220,7 +159,7 @@ def _annotations(layout: Layout, list_name: str, wnid: str | None = None) -> lis
         parsed = _parse_line(line, 5 if wnid else 6)
         if parsed is None:
             want = "file, x0, y0, x1, y1" if wnid else "file, wnid, x0, y0, x1, y1"
-            raise ValueError(f"{layout.source}: {where}: got {line!r}, want {want}; {_AGAIN}")
+            raise ValueError(f"{layout.source}: {where}: got {line!r}, want {want}; {AGAIN}")
         (file_name, *own_wnid), box = parsed
         annotations.append(Annotation(f"{folder}/images/{file_name}", wnid or own_wnid[0], box, where))
     return annotations
@@ -251,4 +190,4 @@ def _check_image(data: bytes, line: Annotation, where: str) -> None:
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
             fault = f"{size}, too small for the box {line.box} in {line.where}"
     if fault:
-        raise ValueError(f"{where}: {fault}; {_AGAIN}")
+        raise ValueError(f"{where}: {fault}; {AGAIN}")

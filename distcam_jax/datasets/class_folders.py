@@ -78,14 +78,12 @@ class ClassFolders(_builders.LocalBuilder, skip_registration=True):
         return self.local_info(f"{self.name}: images in a folder for each class, without boxes.")
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, dict]]]:
-        if self.builder_config.name == "untitled":
+        if not getattr(self.builder_config, "title", "official"):
             raise ValueError(
                 "title: got '', want a name for these images, such as 'birds'; prepared data lies under it"
             )
         root = pathlib.Path(str(dl_manager._manual_dir))
-        instructions = self.MANUAL_DOWNLOAD_INSTRUCTIONS
-        found = folders.find_splits(root, self.FOLDERS, instructions=instructions, complete=self.COMPLETE)
-        classes = {split: folders.find_classes(folder, self.DEPTH) for split, folder in found.items()}
+        classes = self._find_classes(root)
         words = folders.read_words(root)
         self.set_split_classes(
             {split: {class_id: words.get(class_id, class_id) for class_id in own} for split, own in classes.items()}
@@ -93,6 +91,12 @@ class ClassFolders(_builders.LocalBuilder, skip_registration=True):
         # All names first, so that a fault among them shows before the images are read.
         names = {class_id: folders.list_images(path) for own in classes.values() for class_id, path in own.items()}
         return {split: self._generate_examples(own, names) for split, own in classes.items()}
+
+    def _find_classes(self, root: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
+        """Split -> class -> its folder."""
+        instructions = self.MANUAL_DOWNLOAD_INSTRUCTIONS
+        found = folders.find_splits(root, self.FOLDERS, instructions=instructions, complete=self.COMPLETE)
+        return {split: folders.find_classes(folder, self.DEPTH) for split, folder in found.items()}
 
     def _generate_examples(
         self, classes: Mapping[str, pathlib.Path], names: Mapping[str, Sequence[str]]

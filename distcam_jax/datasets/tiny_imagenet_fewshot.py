@@ -10,15 +10,13 @@ boxes. Its labels run from 0 over its own sorted ids.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
-from distcam_jax.datasets import _builders
+from distcam_jax.datasets import _builders, _class_lists
 from distcam_jax.datasets import _tiny_imagenet_files as files
 
 SPLITS = ("train", "validation", "test")
@@ -52,43 +50,10 @@ class TinyImagenetFewshotConfig(tfds.core.BuilderConfig):
         if self.class_splits is None or self.class_splits == "":
             self.class_splits, self.split_names, self.name = None, tuple(names), "unchosen"
             return
-        where, lists = "class_splits", self.class_splits
-        if isinstance(lists, str | os.PathLike):
-            where = f"class_splits: {os.fspath(lists)}"
-            lists = _read_lists(pathlib.Path(lists))
-        self.class_splits = dict(zip(SPLITS, _choose(lists, names, where), strict=True))
-        self.split_names = SPLITS
-        content = json.dumps(list(self.class_splits.values()))
-        sizes = "_".join(str(len(wnids)) for wnids in self.class_splits.values())
-        self.name = f"{sizes}_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-
-
-def _read_lists(path: pathlib.Path) -> Mapping[str, Sequence[str]]:
-    """Reads lists of ids by name."""
-    try:
-        lists = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"class_splits: got {str(path)!r}, want a JSON file of lists of ids ({error})") from error
-    if not isinstance(lists, dict):
-        raise ValueError(f"class_splits: {path} holds {type(lists).__name__}, want lists of ids by name")
-    return lists
-
-
-def _choose(lists: Mapping[str, Sequence[str]], names: Sequence[str], where: str) -> list[tuple[str, ...]]:
-    """The lists of these names, each sorted; no class may come twice."""
-    list_of: dict[str, str] = {}
-    for name in names:
-        if name not in lists:
-            raise ValueError(f"split_names: got {name!r}, want names of lists in {where}: {', '.join(lists)}")
-        wnids = lists[name]
-        if isinstance(wnids, str) or not wnids or not all(isinstance(wnid, str) for wnid in wnids):
-            raise ValueError(f"{where}: {name!r} is {wnids!r}, want a list of ids, such as ['n01443537']")
-        for wnid in wnids:
-            if wnid in list_of:
-                fault = f"in {list_of[wnid]!r} and in {name!r}" if list_of[wnid] != name else f"twice in {name!r}"
-                raise ValueError(f"{where}: {wnid} is {fault}, want every class once")
-            list_of[wnid] = name
-    return [tuple(sorted(lists[name])) for name in names]
+        where, lists = _class_lists.read(self.class_splits)
+        chosen = _class_lists.choose(lists, names, where, option="split_names", example="n01443537")
+        self.class_splits, self.split_names = dict(zip(SPLITS, chosen, strict=True)), SPLITS
+        self.name = f"{'_'.join(str(len(wnids)) for wnids in chosen)}_{_class_lists.digest(chosen)}"
 
 
 class TinyImagenetFewshot(_builders.LocalBuilder, skip_registration=True):
