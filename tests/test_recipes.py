@@ -1,12 +1,14 @@
-"""The recipes of configs/ilsvrc2012.py."""
+"""The recipes of configs/ilsvrc2012.py, configs/cub200.py and configs/market1501.py."""
 
 import numpy as np
 import pytest
 from flax import nnx
 
-from configs import ilsvrc2012
+from configs import cub200, ilsvrc2012, market1501
 from distcam_jax import runs, training
-from distcam_jax.models import MODELS
+from distcam_jax.augmentations import check_augmentation
+from distcam_jax.evaluators.retrieval_options import check_retrieval_options
+from distcam_jax.models import MODELS, check_search_space
 
 BACKBONES = [(name, objective) for name in ilsvrc2012.BACKBONES for objective in ilsvrc2012.OBJECTIVES]
 
@@ -34,3 +36,23 @@ def test_recipe_builds_its_network_with_the_published_width(backbone, objective)
 def test_recipes_refuse_another_argument(argument, message):
     with pytest.raises(ValueError, match=message):
         ilsvrc2012.get_config(argument)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "argument", "channels"),
+    [
+        *((cub200, loss, 2048) for loss in cub200.LOSSES),
+        (cub200, "multi_similarity,stand_in", 256),
+        (market1501, "", 2048),
+        (market1501, "pedestrians", 128),
+    ],
+)
+def test_recipe_of_retrieval_searches_a_space_of_its_network(recipe, argument, channels):
+    config = recipe.get_config(argument)
+    runs.check_config(config)
+    check_retrieval_options(config.evaluate)
+    check_augmentation(config.input.augmentation.to_dict())
+    model = nnx.eval_shape(lambda: training.build_model(config, 100))
+    check_search_space(model, config.evaluate.search.space)
+    assert model.embedding_size == channels
+    assert config.batch == config.sampler.classes * config.sampler.images
