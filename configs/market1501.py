@@ -16,6 +16,10 @@ The argument `pedestrians` is the same path on drawn people, with a narrow netwo
     python evaluate.py --config=configs/market1501.py:pedestrians --workdir=runs/pedestrians \
         --config.data.manual_dir=<folder>
 
+A checkpoint can be chosen by persons that are held out of training: `--config.data.validation_identities=100` with
+`--config.input.tune_split=validation`, `--config.checkpoint.validation_images=10000` and
+`--config.evaluate.checkpoint=best`; cameras are not looked at there.
+
 Where each value comes from: Luo et al., "Bag of Tricks and A Strong Baseline for Deep Person Re-identification", CVPRW
 2019, and their code: last stride 1, 256 x 128 pixels, flips, 10 pixels of padding and a crop, random erasing (Zhong et
 al., AAAI 2020); 16 persons with four images each; cross-entropy with label smoothing after a neck of batch
@@ -39,7 +43,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             objective="neck",
             start=dict(run="", checkpoint="latest", weights="", freeze_statistics=False),
             model=dict(name="resnet50", stem="imagenet", width=64, last_stride=1, dtype="bfloat16", remat=False),
-            data=dict(name="market1501", manual_dir=""),
+            data=dict(name="market1501", manual_dir="", validation_identities=0),
             input=dict(
                 train_split="train",
                 tune_split="train",

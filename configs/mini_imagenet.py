@@ -7,15 +7,18 @@
     python evaluate.py --config=configs/mini_imagenet.py:episodes --workdir=runs/mini/episodes \
         --config.data.manual_dir=<folder of the data> --compare=runs/mini/cosine
 
-The argument is `objective[,stand_in]`. Stage 1 is `cosine` (cosine similarities to a vector a class, with a learnt
+The argument is `objective[,variant]`. Stage 1 is `cosine` (cosine similarities to a vector a class, with a learnt
 temperature) or `softmax` (a linear layer): the network learns to tell all training classes apart. Stage 2,
 `episodes`, goes on from `start.run`: prototypical loss over several small tasks a step, in the distance
 `episodes.distance`. Checkpoints are chosen by the accuracy in episodes of the validation classes, which are others
 than those of training; what is reported comes from the test classes, others again. The evaluation draws 10,000
 episodes, `--config.input.eval_split=validation` those of the validation classes.
 
-`stand_in` is the same path on Tiny-ImageNet with a narrow network, two cores and an hour; its classes come from a file
-of three lists, `--config.data.class_splits=<file>`. docs/fewshot.md has its figures, and published ones of
+The variant `class_folders` reads images of your own, `--config.data.title=<a name>`, in folders of splits and classes
+(`distcam_jax.datasets.class_folders`).
+
+The variant `stand_in` is the same path on Tiny-ImageNet with a narrow network, two cores and an hour; its classes come
+from a file of three lists, `--config.data.class_splits=<file>`. docs/fewshot.md has its figures, and published ones of
 miniImageNet. Nothing here has been run on miniImageNet itself by us yet.
 
 Where each value comes from:
@@ -29,16 +32,17 @@ Where each value comes from:
 
 import ml_collections
 
+VARIANTS = ("", "class_folders", "stand_in")
 OBJECTIVES = ("cosine", "softmax", "episodes")
 
 
 def get_config(argument: str = "cosine") -> ml_collections.ConfigDict:
     """Plain values; every key is read."""
     objective, _, variant = argument.partition(",")
-    if objective not in OBJECTIVES or variant not in ("", "stand_in"):
+    if objective not in OBJECTIVES or variant not in VARIANTS:
         raise ValueError(
-            f"configs/mini_imagenet.py: got {argument!r}, want objective[,stand_in] with an objective of "
-            f"{', '.join(OBJECTIVES)}"
+            f"configs/mini_imagenet.py: got {argument!r}, want objective[,variant] with an objective of "
+            f"{', '.join(OBJECTIVES)} and, where wanted, a variant of {', '.join(VARIANTS[1:])}"
         )
     config = ml_collections.ConfigDict(
         dict(
@@ -99,7 +103,9 @@ def get_config(argument: str = "cosine") -> ml_collections.ConfigDict:
     if objective == "episodes":
         config.update(batch=4 * 5 * (1 + 15), epochs=20.0)
         config.optimizer.update(learning_rate=1e-3, warmup_epochs=0.0)
-    if variant:
+    if variant == "class_folders":
+        config.data = dict(name="class_folders", manual_dir="", title="")
+    if variant == "stand_in":
         _stand_in(config)
     return config
 

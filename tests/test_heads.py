@@ -63,7 +63,10 @@ def test_create_head_follows_its_key(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("softmax", 4, 2), "unknown head 'softmax'; choose one of linear, proxy, cosine, batch_norm_neck, projection, none"),
+        (
+            ("softmax", 4, 2),
+            "unknown head 'softmax'; choose one of linear, proxy, cosine, batch_norm_neck, projection, none",
+        ),
         (("proxy", 0, 2), "embedding_size: want a positive integer, got 0"),
         (("cosine", 4, 0), "num_classes: want a positive integer, got 0"),
     ],
