@@ -256,8 +256,9 @@ def _write_report(config, one: Searched, task: Task, metrics: dict, tables, outp
     save_report(report, output / "report.html")
     if shown:
         count = len(shown[0].queries)
-        picked = sorted({0, 1, 3 * count // 4, count - 1} & set(range(count)))  # two of the worst, a middle, the best
-        save_retrieval_figure(shown[0], output / "examples.png", queries=picked, dpi=100)
+        picked = sorted({0, 3 * count // 4, count - 1})  # the worst, one between, the best
+        both = [one.titles[name] for name in ("dist_cam", "mahalanobis") if name in one.titles]
+        save_retrieval_figure(shown[0], output / "examples.png", methods=both, queries=picked, dpi=80)
 
 
 def _agreement_text(metrics: dict) -> str:
