@@ -100,9 +100,10 @@ def loop_rerank(query, gallery, k1, k2, lambda_value):
 @pytest.mark.parametrize(
     ("queries", "images", "k1", "k2", "lambda_value"), [(10, 60, 8, 4, 0.3), (6, 40, 7, 1, 0.0), (9, 50, 25, 3, 0.5)]
 )
-@pytest.mark.parametrize("block", [2**25, 700])
+@pytest.mark.parametrize("block", [2**24, 700])
 def test_k_reciprocal_rerank_is_the_published_algorithm(queries, images, k1, k2, lambda_value, block, monkeypatch):
     monkeypatch.setattr(reranking, "_BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(reranking, "_PART_ELEMENTS", block // 2)
     centres = generator.normal(size=(8, 6))
     features = centres[generator.integers(0, 8, images)] + 0.5 * generator.normal(size=(images, 6))
     features = features.astype(np.float32)

@@ -9,8 +9,12 @@ images of queries and gallery together:
 3. V(i): weights exp(-d) over that set, which sum to 1; then the mean of V over the k2 nearest (local query expansion).
 4. The Jaccard distance of V(query) and V(gallery image), blended with the distance of step 1.
 
-Each image has some tens of neighbours, so V is sparse, and only queries' rows of the distances are ever whole.
+Each image has some tens of neighbours, so V and the sets are sparse matrices, and only queries' rows of the distances
+are ever whole. The work on rows of distances is divided over threads: NumPy lets them run side by side.
 """
+
+import concurrent.futures
+import os
 
 import numpy as np
 import scipy.sparse
@@ -19,7 +23,8 @@ from jaxtyping import Array, Float
 from distcam_jax.checks import check_positive_integers
 
 AnyArray = Array | np.ndarray
-_BLOCK_ELEMENTS = 2**25  # of a block of distances, 128 MB
+_BLOCK_ELEMENTS = 2**24  # of a block of distances, 64 MB
+_PART_ELEMENTS = 2**18  # of the part of a block that a thread works on: 1 MB stays in its cache
 
 
 def k_reciprocal_rerank(
@@ -60,12 +65,15 @@ def k_reciprocal_rerank(
     if not 0 <= lambda_value <= 1:
         raise ValueError(f"lambda_value: want a number in [0, 1], got {lambda_value}")
     nearest, largest, original = _neighbors(features, queries, max(k1 + 1, k2))
-    encoding = _encoding(features, nearest[:, : k1 + 1], largest, int(np.around(k1 / 2)) + 1)
+    members = _expanded_neighbors(nearest[:, : k1 + 1], int(np.around(k1 / 2)) + 1)
+    encoding = _encoding(features, members, largest)
     if k2 > 1:
-        encoding = _averaging(nearest[:, :k2]) @ encoding
-    jaccard = _jaccard_distances(encoding[:queries], encoding[queries:])
-    share = np.float32(lambda_value)
-    return (1 - share) * jaccard + share * original
+        encoding = _neighbor_matrix(nearest[:, :k2], 1 / k2) @ encoding
+    distances = _jaccard_distances(encoding[:queries], encoding[queries:])
+    distances *= np.float32(1 - lambda_value)
+    original *= np.float32(lambda_value)
+    distances += original
+    return distances
 
 
 def _checked(query, gallery) -> np.ndarray:
@@ -84,22 +92,35 @@ def _checked(query, gallery) -> np.ndarray:
 def _neighbors(features: np.ndarray, queries: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each image's nearest `[n, count]` and largest squared distance `[n]`; queries' rows of step 1 `[q, g]`."""
     size = len(features)
-    lengths = np.sum(np.square(features), axis=1)
-    nearest, largest = np.empty((size, count), np.int64), np.empty(size, np.float32)
+    lengths = np.einsum("nk,nk->n", features, features)
+    nearest, largest = np.empty((size, count), np.int32), np.empty(size, np.float32)
     original = np.empty((queries, size - queries), np.float32)
-    block = max(1, _BLOCK_ELEMENTS // size)
-    for start in range(0, size, block):
-        rows = slice(start, min(start + block, size))
-        squared = lengths[rows, None] + lengths - 2 * (features[rows] @ features.T)
+    block = min(size, max(1, _BLOCK_ELEMENTS // size))
+    products = np.empty((block, size), np.float32)
+
+    def rank(start, first):
+        """Ranks the images from `start` on, whose products begin at row `first`."""
+        squared = products[first : min(first + part, first + size - start, block)]
+        rows = slice(start, start + len(squared))
+        squared *= -2
+        squared += lengths
+        squared += lengths[rows, None]
         np.maximum(squared, 0, out=squared)
-        squared[np.arange(rows.stop - start), np.arange(start, rows.stop)] = -1  # comes first, before its doubles
+        squared[np.arange(len(squared)), np.arange(size)[rows]] = -1  # comes first, before its doubles
         largest[rows] = np.maximum(squared.max(axis=1), 0)
         chosen = np.argpartition(squared, count - 1, axis=1)[:, :count]
         values = np.take_along_axis(squared, chosen, axis=1)
         nearest[rows] = np.take_along_axis(chosen, np.lexsort((chosen, values)), axis=1)
-        if start < queries:
-            own = squared[: queries - start, queries:]
-            original[rows.start : rows.start + len(own)] = own / _not_zero(largest[rows][: len(own), None])
+        own = squared[: max(0, queries - start), queries:]
+        np.divide(own, _not_zero(largest[rows][: len(own), None]), out=original[rows])
+
+    part = max(1, _PART_ELEMENTS // size)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, size, block):
+            others = features[start : start + block]
+            np.matmul(others, features.T, out=products[: len(others)])  # is divided over threads by itself
+            firsts = range(0, len(others), part)
+            list(pool.map(rank, (start + first for first in firsts), firsts))
     return nearest, largest, original
 
 
@@ -108,57 +129,48 @@ def _not_zero(values: np.ndarray) -> np.ndarray:
     return np.where(values > 0, values, 1)
 
 
-def _reciprocal(nearest: np.ndarray) -> np.ndarray:
-    """Which of each image's neighbours `[n, m]` have it among their own `[n, m]`."""
-    rows = np.arange(len(nearest))[:, None, None]
-    block = max(1, _BLOCK_ELEMENTS // nearest.shape[1] ** 2)
-    parts = [
-        (nearest[nearest[start : start + block]] == rows[start : start + block]).any(axis=2)
-        for start in range(0, len(nearest), block)
-    ]
-    return np.concatenate(parts)
+def _neighbor_matrix(nearest: np.ndarray, value: float = 1) -> scipy.sparse.csr_matrix:
+    """The matrix `[n, n]` with a value at each image's neighbours `[n, m]`."""
+    size, count = nearest.shape
+    values = np.full(nearest.size, value, np.float32)
+    return scipy.sparse.csr_matrix((values, nearest.ravel(), np.arange(0, nearest.size + 1, count)), shape=(size, size))
 
 
-def _encoding(features: np.ndarray, nearest: np.ndarray, largest: np.ndarray, half: int) -> scipy.sparse.csr_matrix:
+def _expanded_neighbors(nearest: np.ndarray, half: int) -> scipy.sparse.csr_matrix:
+    """R `[n, n]` of step 2, in which the rest is 0."""
+
+    def reciprocal(nearest):
+        forward = _neighbor_matrix(nearest)
+        return forward.multiply(forward.T).tocsr()
+
+    own, close = reciprocal(nearest), reciprocal(nearest[:, :half])
+    shared = (own @ close.T).multiply(own).tocsr()  # how many of a member's are in R, which holds itself at least
+    shared.data = (shared.data > 2 / 3 * np.diff(close.indptr)[shared.indices]).astype(np.float32)
+    shared.eliminate_zeros()
+    members = (own + shared @ close).tocsr()
+    members.sort_indices()
+    return members
+
+
+def _encoding(features: np.ndarray, members: scipy.sparse.csr_matrix, largest: np.ndarray) -> scipy.sparse.csr_matrix:
     """V `[n, n]` before the local query expansion."""
-    size, width = nearest.shape
-    mutual, close = _reciprocal(nearest), nearest[:, :half]
-    close_mutual = _reciprocal(close)
-    rows, columns = [], []
-    block = max(1, _BLOCK_ELEMENTS // (width * width * half))
-    for start in range(0, size, block):
-        own, real = nearest[start : start + block], mutual[start : start + block]
-        theirs, counted = close[own], close_mutual[own] & real[:, :, None]  # [b, width, half]
-        inside = ((theirs[..., None] == own[:, None, None, :]) & real[:, None, None, :]).any(axis=3)
-        joins = np.sum(inside & counted, axis=2) > 2 / 3 * np.sum(counted, axis=2)
-        added = counted & joins[:, :, None]
-        numbers = np.arange(start, start + len(own))
-        for member, mask in ((own, real), (theirs.reshape(len(own), -1), added.reshape(len(own), -1))):
-            rows.append(np.broadcast_to(numbers[:, None], mask.shape)[mask])
-            columns.append(member[mask])
-    members = np.unique(np.concatenate(rows) * size + np.concatenate(columns))  # each once, row by row
-    row, column = members // size, members % size
-    weights = np.exp(-_pair_distances(features, row, column) / _not_zero(largest)[row])
-    encoding = scipy.sparse.csr_matrix((weights, (row, column)), shape=(size, size))
-    totals = np.asarray(encoding.sum(axis=1)).ravel()  # an image is its own neighbour: none is 0
-    return scipy.sparse.diags(1 / totals).astype(np.float32) @ encoding
+    row = np.repeat(np.arange(len(features), dtype=np.int32), np.diff(members.indptr))
+    weights = np.exp(-_pair_distances(features, row, members.indices) / _not_zero(largest)[row])
+    weights /= np.add.reduceat(weights, members.indptr[:-1])[row]  # an image is its own neighbour: no row is empty
+    return scipy.sparse.csr_matrix((weights, members.indices, members.indptr), shape=members.shape)
 
 
 def _pair_distances(features: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     """Squared distances of pairs `[p]`."""
-    block = max(1, _BLOCK_ELEMENTS // features.shape[1])
-    parts = [
-        np.sum(np.square(features[row[start : start + block]] - features[column[start : start + block]]), axis=1)
-        for start in range(0, len(row), block)
-    ]
-    return np.concatenate(parts)
+    block = max(1, _PART_ELEMENTS // features.shape[1])
 
+    def measure(start):
+        differences = features[row[start : start + block]]
+        differences -= features[column[start : start + block]]
+        return np.einsum("pk,pk->p", differences, differences)
 
-def _averaging(nearest: np.ndarray) -> scipy.sparse.csr_matrix:
-    """The matrix `[n, n]` that takes the mean over each image's neighbours `[n, m]`."""
-    size, count = nearest.shape
-    values = np.full(nearest.size, 1 / count, np.float32)
-    return scipy.sparse.csr_matrix((values, nearest.ravel(), np.arange(0, nearest.size + 1, count)), shape=(size, size))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.concatenate(list(pool.map(measure, range(0, len(row), block))))
 
 
 def _jaccard_distances(query, gallery) -> np.ndarray:
@@ -175,4 +187,5 @@ def _jaccard_distances(query, gallery) -> np.ndarray:
         places = runs + np.arange(len(runs))
         least = np.minimum(values[places], np.repeat(weights, counts))
         shared[row] = np.bincount(images[places], weights=least, minlength=gallery.shape[0])
-    return 1 - shared / (2 - shared)
+    shared /= 2 - shared
+    return np.subtract(1, shared, out=shared)
