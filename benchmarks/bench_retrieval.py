@@ -16,6 +16,7 @@ import operator
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 from measure import alternate, machine, median_interval, output_file, peak_resident_mib, spread, whole_number
@@ -67,7 +68,7 @@ def best_so_far(best, distances, start):
 
 def numpy_products(gallery, metric, query):
     """By products, a block of the gallery after the other; of unit vectors for cosine."""
-    best = None
+    best: Any = None
     for start in range(0, len(gallery), BLOCK):
         others = gallery[start : start + BLOCK]
         distances = -2 * (query @ others.T)
@@ -88,9 +89,10 @@ def numpy_differences(gallery, query):
 
 def torch_search(gallery, metric, query):
     """A block of the gallery after the other, by a product or `torch.cdist`; of unit vectors for cosine."""
-    import torch
+    import torch  # pyrefly: ignore[missing-import]
 
-    query, best = torch.from_numpy(query), None
+    best: Any = None
+    query = torch.from_numpy(query)
     for start in range(0, len(gallery), BLOCK):
         others = gallery[start : start + BLOCK]
         distances = torch.cdist(query, others, p=1) if metric == "l1" else -2 * (query @ others.T)
@@ -125,7 +127,7 @@ def make_alternatives(gallery, metric):
         index.add(vectors)
         alternatives["faiss"] = lambda query: index.search(query, COUNT)[1]
     if importlib.util.find_spec("torch"):
-        import torch
+        import torch  # pyrefly: ignore[missing-import]
 
         alternatives["torch"] = functools.partial(torch_search, torch.from_numpy(vectors), metric)
     return alternatives
