@@ -26,26 +26,36 @@ def unit_vectors(vectors: Float[AnyArray, "*n k"]) -> Float[Array, "*n k"]:
         [[0.0, 1.0], [0.0, 0.0]]
     """
     vectors = jnp.asarray(vectors)
-    return vectors * _inverse_lengths(vectors)[..., None]
+    return vectors * vector_scales(vectors, "cosine")[..., None]
 
 
-def _inverse_lengths(vectors):
+def vector_scales(vectors: Float[AnyArray, "*n k"], metric: str) -> Float[Array, "*n"]:
+    """What `product_distances` wants to know of each vector: for cosine one over its length, else the length's square.
+
+    Examples:
+        >>> vector_scales(jnp.array([[0.0, 2.0], [0.0, 0.0]]), "cosine").tolist()
+        [0.5, 0.0]
+    """
     squared = jnp.sum(jnp.square(vectors), axis=-1)
+    if metric != "cosine":
+        return squared
     valid = squared > _SHORTEST**2
     return jnp.where(valid, lax.rsqrt(jnp.where(valid, squared, 1)), 0)
 
 
-def product_distances(query: Float[Array, "q k"], others: Float[Array, "m k"], metric: str) -> Float[Array, "m q"]:
+def product_distances(
+    query: Float[Array, "q k"], others: Float[Array, "m k"], scales: Float[Array, " m"], metric: str
+) -> Float[Array, "m q"]:
     """What orders others as their L2 or cosine distances to a query do, up to the rounding of a matrix product.
 
     Examples:
-        >>> product_distances(jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [0.0, 1.0]]), "l2").tolist()
+        >>> query, others = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [0.0, 1.0]])
+        >>> product_distances(query, others, vector_scales(others, "l2"), "l2").tolist()
         [[3.0], [1.0]]
     """
-    products = jnp.matmul(others, query.T, precision=lax.Precision.HIGHEST)
-    if metric == "cosine":
-        return -products * _inverse_lengths(others)[:, None]
-    return jnp.sum(jnp.square(others), axis=-1)[:, None] - 2 * products
+    factor = -1 if metric == "cosine" else -2
+    products = jnp.matmul(others, (factor * query).T, precision=lax.Precision.HIGHEST)
+    return products * scales[:, None] if metric == "cosine" else products + scales[:, None]
 
 
 def difference_distances(query: Float[Array, "q k"], others: Float[Array, "m k"], metric: str) -> Float[Array, "m q"]:

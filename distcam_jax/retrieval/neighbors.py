@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from distcam_jax.checks import check_positive_integers, working_arrays
 from distcam_jax.retrieval import faiss_search
 from distcam_jax.retrieval.distances import METRICS
-from distcam_jax.retrieval.search import Search, placed_gallery, search_block
+from distcam_jax.retrieval.search import Search, placed_gallery, scales_of, search_block
 
 BACKENDS = ("jax", "faiss")
 
@@ -66,6 +66,8 @@ def nearest_neighbors(
     mesh = _checked_mesh(mesh, backend)
     itself = gallery is None
     query, gallery = _in_one_type(query, query if itself else gallery)
+    if not len(query):
+        raise ValueError(f"query: want at least one row, got shape {query.shape}")
     available = len(gallery) - itself
     if count > available:
         raise ValueError(f"count: want at most the {available} neighbours that there are, got {count}")
@@ -109,13 +111,13 @@ def _check_finite(**arrays) -> None:
 
 def _in_blocks(query, gallery, search: Search, *, itself: bool) -> tuple[np.ndarray, np.ndarray]:
     """Positions and distances `[q, n]` of all queries."""
-    rows = min(search.queries, len(query))
+    rows, scales = min(search.queries, len(query)), scales_of(gallery, search.metric)
     found = []
     for start in range(0, len(query), rows):
         own = np.arange(start, start + rows, dtype=np.int32) if itself else np.full(rows, -1, np.int32)
         part = np.asarray(query[start : start + rows])
         part = np.pad(part, ((0, rows - len(part)), (0, 0)))
-        found.append(search_block(part, own, gallery, search))
+        found.append(search_block(part, own, gallery, scales, search))
     columns = zip(*jax.device_get(found), strict=True)
     positions, distances = (np.concatenate(column)[: len(query)] for column in columns)
     return positions, distances

@@ -22,11 +22,14 @@ from distcam_jax.retrieval.distances import (
     pair_distances,
     product_distances,
     unit_vectors,
+    vector_scales,
 )
 
 SPARE = 16  # candidates beyond those asked for, among which the exact distances decide
-_GROUP = 16  # rows of which one distance is kept; fewer would leave more to sort, more would leave more to measure
-_MEASURING = 16  # how much longer a pair takes that is measured by itself, its row fetched from anywhere
+_GROUP = 16  # rows of which one distance is kept, where that pays
+# A pair that is measured by itself, its row fetched from anywhere, takes as long as (on a CPU, 512 channels)
+_MEASURED = 16  # the differences of so many pairs of two blocks, less their products
+_SORTED = 128  # the passage of so many distances through a sort
 _GALLERY = 2048  # rows in a block: its distances stay in the cache
 _QUERIES = 1024  # in a block: fewer read the gallery more often
 _ELEMENTS = 2**26  # distances that are kept of a block of queries, 256 MB
@@ -51,15 +54,16 @@ class Search:
     @property
     def group(self) -> int:
         """Rows of which one distance is kept."""
-        return _GROUP if self._pays(_GROUP) else 1
+        return _GROUP if self._candidates * _GROUP * _SORTED <= self.size else 1
 
     @property
     def exact(self) -> bool:
         """Whether all distances are measured difference by difference, so that none is measured again."""
-        return self.group == 1 and (self.metric == "l1" or not self._pays(1))
+        return self.group == 1 and (self.metric == "l1" or self._candidates * _MEASURED > self.size)
 
-    def _pays(self, group: int) -> bool:
-        return (self.count + SPARE) * group * _MEASURING <= self.size
+    @property
+    def _candidates(self) -> int:
+        return self.count + SPARE
 
     @property
     def queries(self) -> int:
@@ -87,29 +91,33 @@ def placed_gallery(gallery: Float[Array | np.ndarray, "g k"], mesh: Mesh) -> Flo
     return jax.make_array_from_callback((rows * mesh.size, gallery.shape[1]), sharding, part)
 
 
+scales_of = jax.jit(vector_scales, static_argnames="metric")
+
+
 @functools.partial(jax.jit, static_argnames="search")
-def search_block(query, own, gallery, search):
+def search_block(query, own, gallery, scales, search):
     """Positions and distances `[q, n]` of the nearest of a block of queries `[q, k]`, each in order.
 
-    `own` are the positions that are hidden from the queries `[q]`, and `gallery` is a `placed_gallery`.
+    `own` are the positions that are hidden from the queries `[q]`, `gallery` is a `placed_gallery` and `scales` are its
+    `vector_scales`.
     """
     axis = search.mesh.axis_names[0]
 
-    def on_device(query, own, gallery):
+    def on_device(query, own, gallery, scales):
         offset = lax.axis_index(axis) * len(gallery)
-        distances, positions = _device_neighbors(query, own, gallery, offset, search)
+        distances, positions = _device_neighbors(query, own, gallery, scales, offset, search)
         if search.mesh.size > 1:
             distances, positions = (lax.all_gather(x, axis, axis=1, tiled=True) for x in (distances, positions))
             distances, positions = _nearest(distances, positions, search.count)
         return positions, finished_distances(distances, search.metric)
 
     # The devices gather the same, which the compiler cannot know: check_vma.
-    specs = {"in_specs": (P(), P(), P(axis)), "out_specs": P(), "check_vma": False}
+    specs = {"in_specs": (P(), P(), P(axis), P(axis)), "out_specs": P(), "check_vma": False}
     query = unit_vectors(query) if search.metric == "cosine" else query
-    return jax.shard_map(on_device, mesh=search.mesh, **specs)(query, own, gallery)
+    return jax.shard_map(on_device, mesh=search.mesh, **specs)(query, own, gallery, scales)
 
 
-def _device_neighbors(query, own, gallery, offset, search):
+def _device_neighbors(query, own, gallery, scales, offset, search):
     """Distances and positions `[q, n]` of the nearest of a device's rows, which start at `offset`."""
     group, rows = search.group, len(gallery)
     block = min(_GALLERY, rows) // group * group
@@ -122,8 +130,8 @@ def _device_neighbors(query, own, gallery, offset, search):
 
     def step(_, numbered):
         number, first = numbered
-        others = lax.dynamic_slice_in_dim(gallery, first, block)
-        distances = _block_distances(query, others, search)
+        others, theirs = (lax.dynamic_slice_in_dim(rows_, first, block) for rows_ in (gallery, scales))
+        distances = _block_distances(query, others, theirs, search)
         distances = hide(distances, first + jnp.arange(block, dtype=jnp.int32)[:, None], number * block, own)
         return None, jnp.min(distances.reshape(block // group, group, len(query)), axis=1)
 
@@ -149,9 +157,9 @@ def _device_neighbors(query, own, gallery, offset, search):
     return _nearest(distances, positions, min(search.count, distances.shape[1]))
 
 
-def _block_distances(query, others, search):
+def _block_distances(query, others, scales, search):
     if not search.exact and search.metric != "l1":
-        return product_distances(query, others, search.metric)
+        return product_distances(query, others, scales, search.metric)
     others = unit_vectors(others) if search.metric == "cosine" else others
     return difference_distances(query, others, search.metric)
 
