@@ -31,7 +31,8 @@ _GROUP = 16  # rows of which one distance is kept, where that pays
 _MEASURED = 16  # the differences of so many pairs of two blocks, less their products
 _SORTED = 128  # the passage of so many distances through a sort
 _GALLERY = 2048  # rows in a block: its distances stay in the cache
-_QUERIES = 1024  # in a block: fewer read the gallery more often
+_QUERIES = 1024  # in a block of products: fewer read the gallery more often
+_QUERIES_OF_DIFFERENCES = 256  # whose sums stay in the cache
 _ELEMENTS = 2**26  # distances that are kept of a block of queries, 256 MB
 
 
@@ -68,7 +69,8 @@ class Search:
     @property
     def queries(self) -> int:
         """Rows of a block of queries."""
-        return max(1, min(_QUERIES, _ELEMENTS * self.group // self.size))
+        most = _QUERIES_OF_DIFFERENCES if self.exact or self.metric == "l1" else _QUERIES
+        return max(1, min(most, _ELEMENTS * self.group // self.size))
 
 
 def placed_gallery(gallery: Float[Array | np.ndarray, "g k"], mesh: Mesh) -> Float[Array, "g2 k"]:
