@@ -11,7 +11,7 @@ pooled features, and the evaluation says how often both choose the same neighbou
 starts from random weights, which few birds are too few for.
 
 The variant `image_folder` reads images of your own, a folder for each class, of which the first half trains and the
-others are searched:
+others are searched; a batch has 8 classes with four images each:
 
     python train.py    --config=configs/cub200.py:multi_similarity,image_folder --workdir=runs/own \
         --config.data.manual_dir=<folder> --config.data.title=<a name> --config.start.weights=<resnet50.safetensors>
@@ -90,7 +90,8 @@ def get_config(argument: str = "multi_similarity") -> ml_collections.ConfigDict:
                 auxiliary=0.0,
                 scale=1.0,
                 memory=40.0,
-                distance="l2",
+                distance="squared_l2" if loss == "semi_hard_triplet" else "l2",
+                normalize=True,  # unit length before distances, for which the published margins are
                 margin=config_dict.placeholder(float),  # the loss's published one
             ),
             average=0.0,
@@ -126,6 +127,8 @@ def get_config(argument: str = "multi_similarity") -> ml_collections.ConfigDict:
         config.data = dict(
             name="image_folder", manual_dir="", title="", train_share=0.5, validation_share=0.0, class_splits=""
         )
+        config.batch = 32
+        config.sampler.update(classes=8, images=4)
     if variant == "stand_in":
         _stand_in(config)
     return config

@@ -12,10 +12,10 @@ from distcam_jax.orders import GroupedOrder, rows_of_classes
 class ClassBatchSampler(GroupedOrder):
     """The endless order in which training reads P classes with K images each, one batch after the other.
 
-    It goes through the classes in rounds. A round is a fresh permutation of all classes, cut into batches of P; those
-    that are left over wait for another round. In every round a class gives its next K images, of a permutation of its
-    own that is drawn anew when fewer than K are left. So every class comes equally often, and within a class every
-    image nearly so. A class with fewer than K images repeats them.
+    It goes through the classes in rounds. A round is a fresh permutation of all classes, cut into batches of P; in
+    every round a class gives its next K images, of a permutation of its own that is drawn anew when fewer than K are
+    left. A class with fewer than K images repeats them. Where P does not divide the number of classes, the last batch
+    of a round is filled up with classes that the round has had, and random images of theirs.
 
     Args:
         labels: class of each image `[n]`, integers.
@@ -64,11 +64,14 @@ class ClassBatchSampler(GroupedOrder):
         Returns:
             Rows of the images `[classes, images]`, all of a line of one class.
         """
-        per_round = len(self._rows) // self.classes
-        turn, within = divmod(operator.index(number), per_round)
-        order = np.random.default_rng([self.seed, 0, turn]).permutation(len(self._rows))
-        chosen = order[within * self.classes : (within + 1) * self.classes]
-        return np.stack([self._images_of(place, turn) for place in chosen.tolist()])
+        turn, within = divmod(operator.index(number), -(-len(self._rows) // self.classes))
+        order = np.random.default_rng([self.seed, 0, turn]).permutation(len(self._rows)).tolist()
+        first = min(within * self.classes, len(order) - self.classes)
+        again = order[first : within * self.classes]
+        fresh = order[within * self.classes : first + self.classes]
+        generator = np.random.default_rng([self.seed, 2, turn])
+        rows = [np.resize(generator.permutation(self._rows[place]), self.images) for place in again]
+        return np.stack(rows + [self._images_of(place, turn) for place in fresh])
 
     def _images_of(self, place: int, turn: int) -> np.ndarray:
         """The K images that a class gives in a round."""

@@ -48,7 +48,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"config.evaluate.checkpoint must be latest or best, got {values['evaluate.checkpoint']!r}")
 
 
-# What may differ between runs that share a folder: none of it changes what the run computes.
+# What may differ between runs that share a folder: none of it changes what the run computes, though `evaluate.search`
+# is what the accuracy of a checkpoint rests on.
 _FREE_KEYS = (
     "checkpoint",
     "log_every",
@@ -87,6 +88,12 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: str | Path) -> Non
         raise ValueError(
             f"{workdir} holds a run of another configuration ({'; '.join(differ)}); choose another --workdir"
         )
+
+
+def has_begun(workdir: str | Path) -> bool:
+    """Whether a folder holds a run that has saved anything."""
+    folder = Path(workdir) / "checkpoints"
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:

@@ -9,29 +9,15 @@ from flax import nnx
 from distcam_jax import losses, training
 from distcam_jax.models import check_search_space, create_model, search_features
 from distcam_jax.training import loop, objectives, starting, validation
-from tests.tiny_run import tiny_config
+from tests.tiny_run import neck_config
 from tests.torch_layout import resnet_keys, saved, tensors_of
 
 pytestmark = pytest.mark.usefixtures("prepared_data")
 
-NECK = {"loss": "batch_hard_triplet", "distance": "l2", "margin": 0.3, "weight": 0.7, "center": 0.01}
 generator = np.random.default_rng(0)
 EMBEDDING = generator.random((8, 6), dtype=np.float32)
 OUTPUT = generator.normal(size=(8, 3)).astype(np.float32)
 LABELS = np.array([0, 0, 1, 1, 2, 2, 0, 1], np.int32)
-
-
-def neck_config(objective="neck", **changes):
-    config = tiny_config("metric")
-    with config.unlocked():
-        config.objective = objective
-        config.neck = {**NECK, "center_learning_rate": 0.5}
-        config.sampler = {"classes": 4, "images": 4}
-        config.start = {"run": "", "checkpoint": "latest", "weights": "", "freeze_statistics": False}
-        config.metric.projection = 5 if objective == "metric" else 0
-        config.evaluate.search = {"space": "neck" if objective == "neck" else "projection", "distance": "cosine"}
-    config.update_from_flattened_dict(changes)
-    return config
 
 
 def test_neck_objective_is_the_sum_of_identity_triplet_and_center_loss():
@@ -73,18 +59,56 @@ def test_metric_objective_compares_the_projection_where_there_is_one():
 
 
 @pytest.mark.parametrize(
+    ("loss", "wanted"),
+    [
+        ("contrastive", lambda unit: losses.contrastive(unit, LABELS, metric="l1")),
+        ("n_pair", lambda _: losses.n_pair(EMBEDDING, LABELS)),  # wants lengths
+    ],
+)
+def test_metric_objective_normalises_before_the_distances_of_pairs(loss, wanted):
+    changes = {
+        "metric.loss": loss,
+        "metric.auxiliary": 0.0,
+        "metric.projection": 0,
+        "evaluate.search.space": "embedding",
+    }
+    config = neck_config("metric", **changes)
+    with config.unlocked():
+        config.metric.normalize = True
+    params = objectives.objective_params(config, 3, 6)
+    given = jax.tree.map(jnp.asarray, (EMBEDDING, EMBEDDING, LABELS))
+    found, *_ = objectives.objective(config, params, (jnp.zeros((3, 6)), jnp.zeros(3)), *given)
+    unit = EMBEDDING / np.linalg.norm(EMBEDDING, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, wanted(unit), rtol=1e-5)
+
+
+def test_statistics_are_frozen_only_where_weights_are_there():
+    config = neck_config(**{"start.freeze_statistics": True})
+    optimizer, mesh = training.make_optimizer(config, lambda step: 0.0), training.create_mesh(jax.devices()[:1])
+    graph, state = training.create_state(config, 3, optimizer, mesh)
+    assert not nnx.merge(graph, state.params["model"], state.statistics, copy=True).bn1.use_running_average
+    config.start.run = "runs/one"
+    graph, state = training.create_state(config, 3, optimizer, mesh)
+    model = nnx.merge(graph, state.params["model"], state.statistics, copy=True)
+    assert model.bn1.use_running_average
+    assert not model.head.norm.use_running_average
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"neck.loss": "prototypes"}, r"unknown neck.loss 'prototypes'; choose one of contrastive, batch_hard"),
         ({"neck.distance": "l3"}, r"unknown neck.distance 'l3'; choose one of l1, "),
         ({"batch": 32}, r"config.batch must be 16 \(4 classes, 4 images of each\), got 32"),
         ({"accumulate": 2}, "config.accumulate must be 1 with config.sampler"),
-        ({"sampler.classes": 11, "batch": 44}, "classes: want at most the 10 that there are, got 11"),
+        ({"sampler.classes": 11, "batch": 44}, "config.sampler.classes must be at most the 10 classes of digits"),
         ({"start.weights": "none.safetensors"}, "there is no file none.safetensors; check the path"),
+        ({"evaluate.search.space": "gap"}, r"unknown evaluate.search.space 'gap'; choose one of embedding, "),
         (
-            {"evaluate.search.space": "projection", "checkpoint.validation_images": 20},
-            "the search space 'projection' needs a ProjectionHead, the model has a BatchNormNeckHead",
+            {"evaluate.search.space": "projection"},
+            "'projection' needs a metric objective with config.metric.projection",
         ),
+        ({"checkpoint.validation_images": 1}, "none of the first 1 images of split .* has another one of its class"),
     ],
 )
 def test_fit_refuses_what_cannot_be(changes, message, tmp_path, monkeypatch):
@@ -123,29 +147,36 @@ def trained(tmp_path_factory, common_folder):
     tensors = tensors_of(keys)
     path = saved(folder / "weights.safetensors", tensors)
     changes = {"start.weights": str(path), "start.freeze_statistics": True, "checkpoint.validation_images": 20}
+    changes |= {"optimizer.learning_rate": 0.0, "optimizer.weight_decay": 0.0, "neck.center_learning_rate": 0.0}
     config = neck_config(**changes, epochs=0.5)
     mesh = training.create_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTCAM_DATA_DIR", str(common_folder / "prepared"))
         patch.setattr(loop, "create_mesh", lambda: mesh)
         state = training.fit(config, folder / "run")
+        path.unlink()
+        again = training.fit(config, folder / "run")  # has begun, and goes on without the file
+    assert int(again.step) == int(state.step)
     return config, tensors, state
 
 
 def test_fit_starts_from_the_weights_of_a_file(trained):
-    config, tensors, _ = trained
-    model = starting.starting_weights(config, 10)
-    np.testing.assert_array_equal(
-        model.conv1.kernel.get_value(),  # pyrefly: ignore[missing-attribute]
-        tensors["conv1.weight"].transpose(2, 3, 1, 0),
-    )
+    _, tensors, state = trained
+    found = {path: leaf[...] for path, leaf in nnx.to_flat_state(state.params["model"])}
+    for place, key in (
+        (("conv1", "kernel"), "conv1.weight"),
+        (("stages", 3, 1, "conv2", "kernel"), "layer4.1.conv2.weight"),
+    ):
+        np.testing.assert_array_equal(found[place], tensors[key].transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(found["bn1", "scale"], tensors["bn1.weight"])
 
 
 def test_fit_with_frozen_statistics_moves_those_of_the_neck_alone(trained):
-    config, _, state = trained
-    before = dict(nnx.to_flat_state(nnx.split(starting.starting_weights(config, 10), nnx.Param, ...)[2]))
-    moved = {path for path, leaf in nnx.to_flat_state(state.statistics) if np.any(leaf[...] != before[path][...])}
-    assert moved == {("head", "norm", "mean"), ("head", "norm", "var")}
+    _, tensors, state = trained
+    found = {path: leaf[...] for path, leaf in nnx.to_flat_state(state.statistics)}
+    np.testing.assert_array_equal(found["bn1", "mean"], tensors["bn1.running_mean"])
+    np.testing.assert_array_equal(found["stages", 2, 0, "bn2", "var"], tensors["layer3.0.bn2.running_var"])
+    assert np.any(found["head", "norm", "mean"] != 0)
 
 
 def test_validation_of_a_search_is_recall_at_1_by_the_neck(trained):

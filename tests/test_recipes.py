@@ -43,6 +43,7 @@ def test_recipes_refuse_another_argument(argument, message):
     [
         *((cub200, loss, 2048) for loss in cub200.LOSSES),
         (cub200, "multi_similarity,stand_in", 256),
+        (cub200, "contrastive,image_folder", 2048),
         (market1501, "", 2048),
         (market1501, "pedestrians", 128),
     ],

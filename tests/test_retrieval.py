@@ -1,5 +1,8 @@
 """Nearest neighbours and the metrics of retrieval, against plain NumPy loops and values by hand."""
 
+import sys
+
+import jax
 import numpy as np
 import pytest
 
@@ -30,15 +33,31 @@ def loop_neighbors(query, gallery, metric, *, itself=False):
     return rows
 
 
-@pytest.fixture(params=[(256, 4096), (3, 4)], ids=["whole", "blocks"])
-def blocks(request, monkeypatch):
-    """Everything at once, and in blocks that neither the queries nor the gallery divide into."""
-    monkeypatch.setattr(search_module, "_QUERIES", request.param[0])
-    monkeypatch.setattr(search_module, "_GALLERY", request.param[1])
+WAYS = {
+    "whole": {},
+    "blocks": {"_QUERIES_OF_DIFFERENCES": 3, "_GALLERY": 4},  # neither the queries nor the gallery divide into them
+    "products": {"_MEASURED": 0, "_QUERIES": 3, "_GALLERY": 4},
+    "groups": {"_SORTED": 0, "_GROUP": 2, "SPARE": 2, "_GALLERY": 6, "_QUERIES": 4},
+}
 
 
+@pytest.fixture
+def way(request, monkeypatch):
+    """One of the ways to search, of which the number of images and neighbours decides."""
+    for name, value in WAYS[request.param].items():
+        monkeypatch.setattr(search_module, name, value)
+
+
+def mesh_of(devices):
+    return jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+
+
+TWO_AXES = jax.sharding.Mesh(np.array(jax.devices()[:2]).reshape(1, 2), ("a", "b"))
+
+
+@pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.parametrize("metric", DISTANCES)
-def test_nearest_neighbors_are_those_of_a_loop(metric, blocks):
+def test_nearest_neighbors_are_those_of_a_loop(metric, way):
     gallery = GALLERY.astype(np.float64)
     positions, distances = nearest_neighbors(QUERY, GALLERY, count=6, metric=metric)
     wanted = loop_neighbors(QUERY, gallery, metric)
@@ -50,8 +69,9 @@ def test_nearest_neighbors_are_those_of_a_loop(metric, blocks):
     assert positions[:5].tolist() == [row[:6] for row in wanted[:5]]
 
 
+@pytest.mark.parametrize("way", ["blocks", "groups"], indirect=True)
 @pytest.mark.parametrize("metric", DISTANCES)
-def test_nearest_neighbors_without_a_gallery_leave_out_the_query_and_not_its_double(metric, blocks):
+def test_nearest_neighbors_without_a_gallery_leave_out_the_query_and_not_its_double(metric, way):
     positions, distances = nearest_neighbors(GALLERY, count=24, metric=metric)
     assert all(row not in found for row, found in enumerate(positions.tolist()))
     assert {int(row) for row in positions[20, :2]} == {23} | {int(positions[20, 1])}
@@ -75,9 +95,59 @@ def test_nearest_neighbors_in_l2_tell_apart_what_a_matrix_product_cannot():
 
 
 @pytest.mark.parametrize(
+    ("way", "devices", "metric"),
+    [("whole", 2, "l1"), ("whole", 2, "cosine"), ("groups", 2, "l2"), ("groups", 2, "cosine"), ("products", 8, "l2")],
+    indirect=["way"],
+)
+def test_nearest_neighbors_are_the_same_on_every_number_of_devices(metric, devices, way):
+    """25 rows do not divide into shards, of which the last is filled up; of eight, each has fewer than are asked for."""
+    wanted = nearest_neighbors(GALLERY, count=6, metric=metric)
+    found = nearest_neighbors(GALLERY, count=6, metric=metric, mesh=mesh_of(devices))
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_allclose(found[1], wanted[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("metric", "devices"), [("l1", 2), ("l2", 1), ("cosine", 2)])
+def test_nearest_neighbors_of_equal_images_are_the_first(metric, devices, monkeypatch):
+    monkeypatch.setattr(search_module, "_SORTED", 0)  # with groups
+    gallery = np.tile(GALLERY[:1], (650, 1))
+    positions, _ = nearest_neighbors(GALLERY[:2], gallery, count=3, metric=metric, mesh=mesh_of(devices))
+    assert positions.tolist() == [[0, 1, 2]] * 2
+
+
+def test_nearest_neighbors_copy_no_gallery_that_is_on_its_device():
+    gallery = jax.device_put(GALLERY)
+    placed = search_module.placed_gallery(gallery, mesh_of(1))
+    assert placed.unsafe_buffer_pointer() == gallery.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize("metric", DISTANCES)
+@pytest.mark.parametrize("gallery", [None, GALLERY], ids=["alone", "gallery"])
+def test_nearest_neighbors_by_faiss_are_those_by_jax(metric, gallery):
+    pytest.importorskip("faiss")
+    query = GALLERY if gallery is None else QUERY
+    wanted = nearest_neighbors(query, gallery, count=4, metric=metric)
+    found = nearest_neighbors(query, gallery, count=4, metric=metric, backend="faiss")
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_allclose(found[1], wanted[1], atol=1e-6)
+
+
+def test_nearest_neighbors_without_faiss_say_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r"^backend: 'faiss' needs the package faiss-cpu: pip install \S+$"):
+        nearest_neighbors(QUERY, GALLERY, count=1, backend="faiss")
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"metric": "l3"}, "metric: want one of 'l1', 'l2', 'cosine', got 'l3'"),
+        ({"backend": "annoy"}, "backend: want one of 'jax', 'faiss', got 'annoy'"),
+        (
+            {"mesh": mesh_of(2), "backend": "faiss"},
+            r"mesh: want a single axis and the back end 'jax', got .* and 'faiss'",
+        ),
+        ({"mesh": TWO_AXES}, r"mesh: want a single axis and the back end 'jax', got {'a': 1, 'b': 2} and 'jax'"),
         ({"count": 26}, "count: want at most the 25 neighbours that there are, got 26"),
         ({"count": 0}, "count: want a positive integer, got 0"),
         ({"gallery": GALLERY[:, :4]}, r"gallery: want 5 channels as in query, got shape \(25, 4\)"),

@@ -190,5 +190,5 @@ def test_evaluate_retrieval_refuses_reranking_without_cameras(run):
 
 def test_evaluate_retrieval_refuses_a_space_that_the_network_does_not_have(run):
     config = retrieval_config(search={"space": "neck", "distance": "cosine"})
-    with pytest.raises(ValueError, match="the search space 'neck' needs a BatchNormNeckHead, the model has a NoHead"):
+    with pytest.raises(ValueError, match="'neck' needs the objective neck"):
         evaluate_run(config, run, output=run / "refused")

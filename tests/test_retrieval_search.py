@@ -78,7 +78,7 @@ def tables_of(task):
             right = task.query.targets[q] == task.gallery.targets[g]
             if task.persons and right and task.query.cameras[q] == task.gallery.cameras[g]:
                 continue
-            rows.append((g, bool(right)))
+            rows.append((g, bool(right) and not (task.persons and task.query.targets[q] == 0)))  # 0: no person
         found.append(rows)
     return found
 

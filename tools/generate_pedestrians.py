@@ -6,11 +6,11 @@
 Then `load_dataset("market1501", "train", manual_dir="pedestrians")` reads them as it reads the real set. Nothing here
 is a photograph, and figures on these images say nothing about figures on Market-1501.
 
-Who is in training and who in test are drawn at random. Everyone is seen by three cameras or more, each with another
-street, light and direction to look from, in some images each; the test's people have one image a camera as a query, and
-the others in the gallery. Many people look like another one, but for a bag or a shirt. The gallery holds distractors,
-numbered 0, and junk, numbered -1: other people, empty streets, and cut parts of bodies. What is drawn follows from the
-seed alone.
+Who is in training and who in test are drawn at random. Everyone is seen by three cameras or more, if there are so
+many, each with another street, light and direction to look from, in some images each; the test's people have one image
+a camera as a query, and the others in the gallery. Many people look like another one, but for a bag or a shirt. The
+gallery holds distractors, numbered 0, and junk, numbered -1: other people, empty streets, and cut parts of bodies. What
+is drawn follows from the seed and the numbers.
 """
 
 import argparse

@@ -120,7 +120,7 @@ def read_masks(masks: pathlib.Path, birds: Sequence[Bird]) -> dict[str, bytes]:
     """The encoded segmentations of some images: path of the image -> PNG.
 
     Raises:
-      ValueError: one is missing or is no complete PNG.
+      ValueError: one is missing.
     """
     image_of = {f"{bird.path.rpartition('.')[0]}.png": bird.path for bird in birds}
     found = {}

@@ -240,7 +240,14 @@ def _localize(config, one: Searched, task: Task, tuning: Task | None) -> dict:
 def _write_report(config, one: Searched, task: Task, metrics: dict, tables, output: Path) -> None:
     data = metrics["data"]
     shown = make_retrieval(
-        config, one.network, task, one.embedded, one.rankings, one.maps, one.titles, text=_agreement_text(metrics)
+        config,
+        one.network,
+        task,
+        one.embedded,
+        one.rankings,
+        one.maps,
+        one.titles,
+        text=_agreement_text(metrics, one.network.name),
     )
     among = "each other"
     if data["gallery_split"]:
@@ -261,13 +268,13 @@ def _write_report(config, one: Searched, task: Task, metrics: dict, tables, outp
         save_retrieval_figure(shown[0], output / "examples.png", methods=both, queries=picked, dpi=80)
 
 
-def _agreement_text(metrics: dict) -> str:
+def _agreement_text(metrics: dict, network: str) -> str:
     """How often the space of the heatmaps would have chosen as the search did, in words."""
-    if not metrics["agreement"]:
+    if network not in metrics["agreement"]:
         return "The search is that of Dist-CAM: pooled features, compared in L1."
     image, target = (
         "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * figure[key] for key in ("value", "low", "high")))
-        for figure in next(iter(metrics["agreement"].values())).values()
+        for figure in metrics["agreement"][network].values()
     )
     return (
         "Dist-CAM lives in pooled features compared in L1, which is not what is searched by: both choose the same "

@@ -116,6 +116,10 @@ def check_retrieval_options(options: ml_collections.ConfigDict) -> None:
             raise ValueError(f"config.evaluate.{name} must be at least {least}, got {value}")
     if not options.ks:
         raise ValueError("config.evaluate.ks is empty; name the numbers of neighbours, such as (1, 2, 4, 8)")
+    if options.center_crop:
+        raise ValueError(
+            "config.evaluate.center_crop must be False: a retrieval shows images whole, as heatmaps need it"
+        )
     check_names(options.methods)
     for name in options.methods:
         if name not in PAIR_METHODS:

@@ -56,8 +56,8 @@ class Task:
     @functools.cached_property
     def relevant(self) -> np.ndarray:
         """How many right images each query can find `[q]`."""
-        found = relevant_counts(self.query.targets, None if self.alone else self.gallery.targets)
-        return found - self._removed
+        found = relevant_counts(self.query.targets, None if self.alone else self.gallery.targets) - self._removed
+        return np.where(self.query.targets == _DISTRACTOR, 0, found) if self.persons else found
 
     @functools.cached_property
     def candidates(self) -> np.ndarray:
@@ -157,6 +157,7 @@ def load_task(config: ml_collections.ConfigDict) -> Task:
 
 
 _PERSON = ("identity", "camera")
+_DISTRACTOR = 0  # the number of no person, which has none to find
 
 
 def _fields(data: Dataset, names: Sequence[str]) -> dict[str, np.ndarray]:

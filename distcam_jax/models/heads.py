@@ -104,11 +104,10 @@ class BatchNormNeckHead(nnx.Module):
 
 
 class ProjectionHead(nnx.Module):
-    """A linear map to an embedding of another size, which metric losses are trained on and searches are done in.
+    """A linear map without bias to an embedding of another size, for metric losses and searches.
 
     Attributes:
-        kernel: `[k, d]`, without a bias, which no distance and no gradient of one would see. It starts normal with
-            deviation `1 / sqrt(k)`.
+        kernel: `[k, d]`. It starts normal with deviation `1 / sqrt(k)`.
     """
 
     def __init__(self, embedding_size: int, size: int, *, rngs: nnx.Rngs):

@@ -40,7 +40,8 @@ def vector_scales(vectors: Float[AnyArray, "*n k"], metric: str) -> Float[Array,
     if metric != "cosine":
         return squared
     valid = squared > _SHORTEST**2
-    return jnp.where(valid, lax.rsqrt(jnp.where(valid, squared, 1)), 0)
+    # No rsqrt: the CPU rounds it otherwise in a vector of them than alone, and equal rows must have equal distances.
+    return jnp.where(valid, 1 / jnp.sqrt(jnp.where(valid, squared, 1)), 0)
 
 
 def product_distances(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from distcam_jax.checks import check_positive_integers, working_arrays
 from distcam_jax.retrieval import faiss_search
 from distcam_jax.retrieval.distances import METRICS
-from distcam_jax.retrieval.search import Search, placed_gallery, scales_of, search_block
+from distcam_jax.retrieval.search import Search, placed_gallery, plan_search, scales_of, search_block
 
 BACKENDS = ("jax", "faiss")
 
@@ -76,7 +76,7 @@ def nearest_neighbors(
         return faiss_search.search(np.asarray(query), np.asarray(gallery), count, metric, itself=itself)
     placed = placed_gallery(gallery, mesh)
     _check_finite(query=query, gallery=placed)
-    return _in_blocks(query, placed, Search(mesh, len(gallery), count, metric), itself=itself)
+    return _in_blocks(query, placed, plan_search(mesh, len(gallery), count, metric), itself=itself)
 
 
 def _checked_mesh(mesh: Mesh | None, backend: str) -> Mesh:
@@ -84,9 +84,7 @@ def _checked_mesh(mesh: Mesh | None, backend: str) -> Mesh:
     if mesh is None:
         return Mesh(np.array(jax.local_devices()[:1]), ("gallery",))
     if backend != "jax" or len(mesh.axis_names) != 1:
-        raise ValueError(
-            f"mesh: want one of a single axis, for the back end 'jax', got {dict(mesh.shape)} for {backend!r}"
-        )
+        raise ValueError(f"mesh: want a single axis and the back end 'jax', got {dict(mesh.shape)} and {backend!r}")
     return mesh
 
 

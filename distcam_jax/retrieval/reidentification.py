@@ -2,7 +2,7 @@
 
 Source: Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015. Its rule leaves out, for each query,
 the images of the same person by the same camera: they are too easy. Person −1 of the file names (junk) is to be dropped
-before; person 0 (distractors) stays in the gallery, where it is never right.
+before; person 0 (distractors) stays in the gallery, where it is never right, as no query is one.
 """
 
 import dataclasses

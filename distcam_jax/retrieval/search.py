@@ -38,39 +38,42 @@ _ELEMENTS = 2**26  # distances that are kept of a block of queries, 256 MB
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What a search is compiled for.
+    """What a search is compiled for; `plan_search` makes it.
 
     Attributes:
         mesh: the devices, along one axis.
         size: rows of the gallery.
         count: neighbours of each query.
         metric: `"l1"`, `"l2"` or `"cosine"`.
+        group: neighbouring rows of which one distance is kept.
+        exact: whether all distances are measured difference by difference, so that none is measured again.
+        block: rows of the gallery in a block, at most.
+        queries: rows of a block of queries, at most.
     """
 
     mesh: Mesh
     size: int
     count: int
     metric: str
+    group: int
+    exact: bool
+    block: int
+    queries: int
 
-    @property
-    def group(self) -> int:
-        """Rows of which one distance is kept."""
-        return _GROUP if self._candidates * _GROUP * _SORTED <= self.size else 1
 
-    @property
-    def exact(self) -> bool:
-        """Whether all distances are measured difference by difference, so that none is measured again."""
-        return self.group == 1 and (self.metric == "l1" or self._candidates * _MEASURED > self.size)
+def plan_search(mesh: Mesh, size: int, count: int, metric: str) -> Search:
+    """The fastest way to search `size` rows, the same whatever the devices.
 
-    @property
-    def _candidates(self) -> int:
-        return self.count + SPARE
-
-    @property
-    def queries(self) -> int:
-        """Rows of a block of queries."""
-        most = _QUERIES_OF_DIFFERENCES if self.exact or self.metric == "l1" else _QUERIES
-        return max(1, min(most, _ELEMENTS * self.group // self.size))
+    Examples:
+        >>> mesh = Mesh(np.array(jax.local_devices()[:1]), ("gallery",))
+        >>> [plan_search(mesh, 10**6, count, "l2").group for count in (10, 1000)]
+        [16, 1]
+    """
+    candidates = count + SPARE
+    group = _GROUP if candidates * _GROUP * _SORTED <= size else 1
+    exact = group == 1 and (metric == "l1" or candidates * _MEASURED > size)
+    most = _QUERIES_OF_DIFFERENCES if exact or metric == "l1" else _QUERIES
+    return Search(mesh, size, count, metric, group, exact, _GALLERY, max(1, min(most, _ELEMENTS * group // size)))
 
 
 def placed_gallery(gallery: Float[Array | np.ndarray, "g k"], mesh: Mesh) -> Float[Array, "g2 k"]:
@@ -122,7 +125,7 @@ def search_block(query, own, gallery, scales, search):
 def _device_neighbors(query, own, gallery, scales, offset, search):
     """Distances and positions `[q, n]` of the nearest of a device's rows, which start at `offset`."""
     group, rows = search.group, len(gallery)
-    block = min(_GALLERY, rows) // group * group
+    block = min(search.block, rows) // group * group
     numbers = jnp.arange(-(-rows // block), dtype=jnp.int32)
     firsts = jnp.minimum(numbers * block, rows - block)  # the last block may hold rows of the one before it
 

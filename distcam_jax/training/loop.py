@@ -65,11 +65,14 @@ def fit(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     validate = None
     if config.checkpoint.validation_images:
         validate = make_validation(config, data.num_classes, mesh, load_split(config, "tune"))
-    start, weights = starting_config(config), starting_weights(config, data.num_classes)
+    start = starting_config(config)
+    # Before anything is written, but not where the run has begun: it goes on without the file.
+    weights = None if runs.has_begun(workdir) else starting_weights(config, data.num_classes)
     workdir = _claimed(config, workdir)  # only now: a configuration that does not work leaves nothing behind
     with checkpoints.open_checkpoints(workdir, keep=config.checkpoint.keep) as manager:
         restored = checkpoints.restore_latest(manager, state, iterator, agree=agree)
         first, state = restored if restored else (0, _started(config, start, weights, state, mesh))
+        del weights
         logging.info("training from step %d to %d on %d device(s)", first, steps, mesh.size)
         if first < steps:
             train_step = make_train_step(config, graph, optimizer, shardings_of(state))
@@ -131,6 +134,8 @@ class _Run:
 
 def _started(config: ml_collections.ConfigDict, start, weights, state: TrainState, mesh: Mesh) -> TrainState:
     """The state at step 0, with the weights of the run or of the file that `start` names, if it names one."""
+    if weights is None:
+        weights = starting_weights(config, load_split(config, "train").num_classes)
     if start is not None:
         _, weights = restore_model(start, config.start.run, load_split(start, "train").num_classes, mesh)
     return state if weights is None else take_weights(state, weights)
@@ -155,6 +160,11 @@ def _order(config: ml_collections.ConfigDict, data: Dataset) -> Order | None:
         draw = {name: config.episodes[name] for name in ("ways", "shots", "queries")}
         return EpisodeSampler(read_labels(data.source), **draw, seed=config.seed)
     if "sampler" in config:
+        if config.sampler.classes > data.num_classes:
+            raise ValueError(
+                f"config.sampler.classes must be at most the {data.num_classes} classes of {data.name}, split "
+                f"{data.split}, got {config.sampler.classes}; set it, and config.batch to classes times images"
+            )
         return ClassBatchSampler(read_labels(data.source), **config.sampler.to_dict(), seed=config.seed)
     return None
 

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from distcam_jax import losses
+from distcam_jax.losses.distances import unit_vectors
+from distcam_jax.models import SEARCH_SPACES
 
 OBJECTIVES = ("softmax", "cosine", "metric", "neck", "episodes")
 PROTOTYPES = ("class_means", "running_means", "proxies")  # what the loss "prototypes" may train against
@@ -40,6 +42,7 @@ def check_objective(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"unknown objective {config.objective!r}; choose one of {', '.join(OBJECTIVES)}")
     if config.objective not in ("softmax", *config):
         raise ValueError(f"the objective {config.objective} needs the section {config.objective} of a configuration")
+    _check_search(config)
     if config.objective == "episodes" and config.episodes.distance not in losses.EPISODE_METRICS:
         raise ValueError(
             f"unknown episodes.distance {config.episodes.distance!r}; choose one of {', '.join(losses.EPISODE_METRICS)}"
@@ -52,6 +55,20 @@ def check_objective(config: ml_collections.ConfigDict) -> None:
     for name, valid in choices.get(section, {}).items():
         if config[section][name] not in valid:
             raise ValueError(f"unknown {section}.{name} {config[section][name]!r}; choose one of {', '.join(valid)}")
+
+
+def _check_search(config: ml_collections.ConfigDict) -> None:
+    """Refuses a search in a space that the objective's head does not make; a ValueError names the keys."""
+    space = config.evaluate.search.space if "search" in config.evaluate else "embedding"
+    if space not in SEARCH_SPACES:
+        raise ValueError(f"unknown evaluate.search.space {space!r}; choose one of {', '.join(SEARCH_SPACES)}")
+    heads = {"projection": "projection", "neck": "batch_norm_neck"}
+    if space in heads and head_of(config, 0)[0] != heads[space]:
+        needed = {"projection": "a metric objective with config.metric.projection", "neck": "the objective neck"}[space]
+        raise ValueError(
+            f"config.evaluate.search.space {space!r} needs {needed}; set config.evaluate.search.space to 'embedding' "
+            "for another network"
+        )
 
 
 def head_of(config: ml_collections.ConfigDict, num_classes: int) -> tuple[str, int]:
@@ -163,6 +180,8 @@ def _neck_loss(config, params, output, embedding, labels):
 def _pair_loss(options, embedding, labels):
     """The loss over pairs that options name, with those of their distance and margin that it takes."""
     function, taken = _PAIRS[options.loss]
+    if options.get("normalize", False) and "metric" in taken:  # the others compare directions, or want lengths
+        embedding = unit_vectors(embedding)
     margin = {} if options.margin is None else {"margin": options.margin}
     given = {key: value for key, value in ({"metric": options.distance} | margin).items() if key in taken}
     return function(embedding, labels, **given)

@@ -51,10 +51,10 @@ def learning_rate_schedule(
 def make_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The configured optimizer.
 
-    "sgd" and "adamw" decay kernels only, "adam" every parameter of the network, as torch's does. Neither the
-    temperature nor proxies and centres are decayed, which are places in the embedding's space: decay would draw them to
-    its origin. The centres of the centre loss go by plain SGD of their own, at the rate `neck.center_learning_rate`,
-    and by the gradient of that loss without its weight (Luo et al., CVPRW 2019).
+    "sgd" and "adamw" decay kernels only, "adam" scales and biases too, as torch's does. The temperature is not decayed,
+    nor are proxies and centres, which are places in the embedding's space: decay would draw them to its origin. The
+    centres of the centre loss go by plain SGD of their own, at the rate `neck.center_learning_rate`, and by the
+    gradient of that loss without its weight (Luo et al., CVPRW 2019).
 
     Args:
       config: see `configs/`; `optimizer.name` is "sgd" (Nesterov momentum, decay coupled to the gradient), "adam"
@@ -77,18 +77,13 @@ def make_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) 
         mask, rule = (
             (_kernels, optax.sgd(schedule, momentum=momentum, nesterov=True))
             if options.name == "sgd"
-            else (_of_network, optax.adam(schedule, b1=momentum))
+            else (_weights, optax.adam(schedule, b1=momentum))
         )
         optimizer = optax.chain(optax.add_decayed_weights(decay, mask=mask), rule)
     if config.objective != "neck" or not config.neck.center:
         return optimizer
     centers = optax.chain(optax.scale(1 / config.neck.center), optax.sgd(config.neck.center_learning_rate))
     return optax.partition({"network": optimizer, "centers": centers}, _owners)
-
-
-def _of_network(params):
-    """Which leaves are the network's own."""
-    return {name: jax.tree.map(lambda _, own=name == "model": own, part) for name, part in params.items()}
 
 
 def _owners(params):
@@ -102,14 +97,19 @@ def _owners(params):
 _PLACES = ("proxies", "prototypes", "centers")
 
 
-def _kernels(params):
-    """Which leaves are decayed."""
+def _weights(params):
+    """Which leaves are neither places nor the temperature."""
 
-    def is_kernel(path, leaf):
+    def is_weight(path, _):
         name = jax.tree_util.keystr(path)
-        return leaf.ndim > 1 and not any(f"'{place}'" in name for place in _PLACES)
+        return not any(f"'{other}'" in name for other in (*_PLACES, "log_scale"))
 
-    return jax.tree.map_with_path(is_kernel, params)
+    return jax.tree.map_with_path(is_weight, params)
+
+
+def _kernels(params):
+    """Which leaves are decayed where only kernels are."""
+    return jax.tree.map(lambda leaf, weight: weight and leaf.ndim > 1, params, _weights(params))
 
 
 def weight_average(config: ml_collections.ConfigDict) -> optax.GradientTransformation | None:

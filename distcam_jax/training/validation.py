@@ -15,6 +15,7 @@ from distcam_jax.input_pipeline import EpisodeSampler, EvalBatches, Part, make_e
 from distcam_jax.models import check_search_space, search_features
 from distcam_jax.models.convolution import compiler_options
 from distcam_jax.retrieval import recall_at_k
+from distcam_jax.retrieval.metrics import searchable_queries
 from distcam_jax.training.progress import Recent
 from distcam_jax.training.state import TrainState, build_model, evaluation_weights, normalize, shard_batch
 from distcam_jax.training.steps import make_validation_step
@@ -41,7 +42,8 @@ def make_validation(
       A function of the state; every process calls it, and gets the same number.
 
     Raises:
-      ValueError: when the images are too few for the episodes, or the search's space is none of the model's.
+      ValueError: when the images are too few for the episodes or have nothing to find, or the search's space is none
+        of the model's.
     """
     source = Part(data.source, 0, config.checkpoint.validation_images)
     local = mesh.size // jax.process_count()
@@ -60,8 +62,14 @@ def make_validation(
     if "search" in config.evaluate:
         check_search_space(model, config.evaluate.search.space)
         embed = _make_embedding_step(config, graph, mesh, space=config.evaluate.search.space)
-        distance = config.evaluate.search.distance
-        return functools.partial(_recall, embed, batches, mesh, read_labels(source), distance)
+        distance, labels = config.evaluate.search.distance, read_labels(source)
+        if not searchable_queries(labels).any():
+            raise ValueError(
+                f"none of the first {len(source)} images of split {config.input.tune_split} has another one of its "
+                "class to find; raise config.checkpoint.validation_images, set it to 0, or choose another "
+                "config.input.tune_split"
+            )
+        return functools.partial(_recall, embed, batches, mesh, labels, distance)
     if not count:
         return functools.partial(_accuracy, make_validation_step(config, graph), batches, mesh)
     options = config.episodes
