@@ -100,7 +100,7 @@ def test_nearest_neighbors_in_l2_tell_apart_what_a_matrix_product_cannot():
     indirect=["way"],
 )
 def test_nearest_neighbors_are_the_same_on_every_number_of_devices(metric, devices, way):
-    """25 rows do not divide into shards: the last is filled up; of eight, each has fewer than are asked for."""
+    """25 rows do not divide into shards, of which the last is filled up; eight have fewer each than are asked for."""
     wanted = nearest_neighbors(GALLERY, count=6, metric=metric)
     found = nearest_neighbors(GALLERY, count=6, metric=metric, mesh=mesh_of(devices))
     np.testing.assert_array_equal(found[0], wanted[0])
