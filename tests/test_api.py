@@ -18,6 +18,7 @@ LEVELS = {
         "cam",
         "checks",
         "cluster",
+        "compiler",
         "faithfulness",
         "fewshot",
         "files",

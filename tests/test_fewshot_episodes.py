@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from distcam_jax import fewshot
-from distcam_jax.fewshot import episode_accuracies, episode_predictions
+from distcam_jax.fewshot import decisions, episode_accuracies, episode_predictions
 from tests.fewshot_oracles import cosine, episodes_by_loop, normal, rectify_by_loop
 
 CHANNELS = 133  # a slice that is added up as one vector, and five more
@@ -59,7 +58,7 @@ def test_episodes_match_loop(name):
     [("l1", 1), ("cosine", 4 * 15 * CHANNELS), ("rectified", 4 * 15 * CHANNELS)],
 )
 def test_episodes_in_blocks_match_loop(name, elements, monkeypatch):
-    monkeypatch.setattr(fewshot, "_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(decisions, "_BLOCK_ELEMENTS", elements)
     rows, options = draw(11, shots=2), DECISIONS[name]
     accuracies, predictions = (function(EMBEDDINGS, *rows, **options) for function in FUNCTIONS)
     check_by_loop(rows, options, accuracies, predictions)

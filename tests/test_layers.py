@@ -7,7 +7,7 @@ from flax import nnx
 from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distcam_jax.models import convolution
+from distcam_jax import compiler
 from distcam_jax.models.convolution import compiler_options, convolve
 from distcam_jax.models.layers import BatchNorm, fan_in_normal, fan_out_normal, moments
 from distcam_jax.models.pooling import average_pool, max_pool
@@ -178,11 +178,11 @@ def test_compiler_options_are_left_out_where_the_compiler_does_not_know_them(mon
     def refuse(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
 
-    convolution._options_are_known.cache_clear()
+    compiler._are_known.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(jax, "jit", refuse)
         assert compiler_options() == {}
-    convolution._options_are_known.cache_clear()
+    compiler._are_known.cache_clear()
     assert compiler_options()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert compiler_options() == {}

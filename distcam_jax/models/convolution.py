@@ -3,11 +3,10 @@
 Nothing here changes what a GPU or TPU is given: XLA's own convolution and its derivatives.
 """
 
-import functools
-
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from distcam_jax.compiler import known_options
 
 _CPU_OPTIONS = {
     # Reductions by YNNPACK, convolutions and products by Eigen: each is the faster one at its own.
@@ -29,16 +28,7 @@ def compiler_options() -> dict[str, str]:
         >>> float(double(1.5))
         3.0
     """
-    return dict(_CPU_OPTIONS) if jax.default_backend() == "cpu" and _options_are_known() else {}
-
-
-@functools.cache
-def _options_are_known() -> bool:
-    try:
-        jax.jit(lambda: jnp.zeros(()), compiler_options=_CPU_OPTIONS).lower().compile()
-    except jax.errors.JaxRuntimeError:  # the options are experimental; without them all is slower but right
-        return False
-    return True
+    return known_options(**_CPU_OPTIONS)
 
 
 def convolve(x: Float[Array, "b h w i"], kernel: Float[Array, "s s i o"], stride: int = 1) -> Float[Array, "b h2 w2 o"]:
@@ -53,6 +43,7 @@ def convolve(x: Float[Array, "b h w i"], kernel: Float[Array, "s s i o"], stride
         `[b, h', w', o]` with `h' = ceil(h / stride)`.
 
     Examples:
+        >>> jnp = jax.numpy
         >>> convolve(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), 2)[0, ..., 0].tolist()
         [[4.0, 4.0], [4.0, 4.0]]
     """
