@@ -124,6 +124,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 def _shrink(config: ml_collections.ConfigDict) -> None:
     """The same path on drawn people, for two cores."""
+    config.data.name = "drawn_pedestrians"
     config.model.update(name="resnet18", stem="stride2", width=16, dtype="float32")
     config.input.update(image_size=(128, 64), num_workers=0)
     config.input.augmentation.padding = 5

@@ -75,7 +75,7 @@ def test_generate_follows_from_the_seed(folder, tmp_path):
 
 def test_load_dataset_reads_generated_pedestrians(folder, tmp_path):
     train, query, gallery = (
-        load_dataset("market1501", split, data_dir=tmp_path, manual_dir=folder)
+        load_dataset("drawn_pedestrians", split, data_dir=tmp_path, manual_dir=folder)
         for split in ("train", "query", "gallery")
     )
     assert (train.num_classes, query.num_classes, gallery.num_classes) == (3, 5, 5)  # distractors are one

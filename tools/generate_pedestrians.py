@@ -3,8 +3,8 @@
     python tools/generate_pedestrians.py pedestrians
     python tools/generate_pedestrians.py pedestrians --seed=1 --train-identities=200 --cameras=4
 
-Then `load_dataset("market1501", "train", manual_dir="pedestrians")` reads them as it reads the real set. Nothing here
-is a photograph, and figures on these images say nothing about figures on Market-1501.
+Then `load_dataset("drawn_pedestrians", "train", manual_dir="pedestrians")` reads them. Nothing here is a photograph,
+and figures on these images say nothing about figures on Market-1501.
 
 Who is in training and who in test are drawn at random. Everyone is seen by three cameras or more, if there are so
 many, each with another street, light and direction to look from, in some images each; the test's people have one image

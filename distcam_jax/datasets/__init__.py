@@ -13,6 +13,7 @@ Every data set is a tensorflow-datasets builder that writes ArrayRecord files; T
 | `class_folders` | your own few-shot data | folders of images, one a class: `manual_dir` |
 | `cub200` | photographs of birds, 200 classes in two halves, one box each | the official files: `manual_dir` |
 | `market1501` | pedestrians, to be found again in what other cameras saw | the official files: `manual_dir` |
+| `drawn_pedestrians` | the same with people who are drawn | `tools/generate_pedestrians.py`: `manual_dir` |
 | `image_folder` | your own images, to be searched | folders of images, one a class: `manual_dir` |
 | `ilsvrc2012` | photographs, 1,000 classes, boxes for validation and part of train | the official files: `manual_dir` |
 | `imagenet2012` | the same photographs, without boxes | tensorflow-datasets' own preparation: `data_dir` |
@@ -34,7 +35,7 @@ from distcam_jax.datasets.cub200 import Cub200
 from distcam_jax.datasets.digits import Digits
 from distcam_jax.datasets.ilsvrc2012 import Ilsvrc2012
 from distcam_jax.datasets.image_folder import ImageFolder
-from distcam_jax.datasets.market1501 import Market1501
+from distcam_jax.datasets.market1501 import DrawnPedestrians, Market1501
 from distcam_jax.datasets.mini_imagenet import MiniImagenet
 from distcam_jax.datasets.tiny_imagenet import TinyImagenet
 from distcam_jax.datasets.tiny_imagenet_fewshot import TinyImagenetFewshot
@@ -51,6 +52,7 @@ DATASETS: dict[str, type[_builders.LocalBuilder]] = {
     "class_folders": ClassFolders,
     "cub200": Cub200,
     "market1501": Market1501,
+    "drawn_pedestrians": DrawnPedestrians,
     "image_folder": ImageFolder,
     "ilsvrc2012": Ilsvrc2012,
 }
@@ -62,7 +64,7 @@ class Dataset:
 
     In the data sets of few-shot learning and retrieval, splits share no class. The classes are then those of the split
     that was opened, a sum such as `train+validation` has those of its parts, and labels count from 0 in every one of
-    them. Only `query` and `gallery` of `market1501` have their classes in common.
+    them. Only `query` and `gallery` of persons have their classes in common.
 
     Attributes:
       name: of the data set.

@@ -126,6 +126,15 @@ class Market1501(_builders.LocalBuilder, skip_registration=True):
                 yield path, {**example, "identity": crop.identity, "camera": crop.camera}
 
 
+class DrawnPedestrians(Market1501, skip_registration=True):
+    """Builder of what `tools/generate_pedestrians.py` draws: the same layout under a name of its own.
+
+    So no figure on drawn people is taken for one on Market-1501.
+    """
+
+    BUILDER_CONFIGS = [Market1501Config()]  # noqa: RUF012 (the base class declares it so)
+
+
 def _class_id(identity: int) -> str:
     return f"{identity:04d}"
 

@@ -1,7 +1,7 @@
 """Image retrieval and re-identification: neighbours, the field's metrics, re-ranking. Host functions.
 
-* `neighbors`: exact nearest neighbours in L1, L2 and cosine; on devices by `search`, with the sums of `distances`, or by
-  faiss (`faiss_search`).
+* `neighbors`: exact nearest neighbours in L1, L2 and cosine; on devices by `search`, with the sums of `distances`, or
+  by faiss (`faiss_search`).
 * `metrics`: Recall@K, R-precision and MAP@R, of a query set against a gallery or of a set against itself.
 * `reidentification`: CMC and mAP with the camera rule of Market-1501.
 * `reranking`: k-reciprocal encoding.
