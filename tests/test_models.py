@@ -198,7 +198,10 @@ def test_basic_block_follows_its_key():
     ("arguments", "message"),
     [
         ({"name": "resnet19"}, f"unknown model 'resnet19'; choose one of {', '.join(sorted(MODELS))}"),
-        ({"head": "softmax"}, "unknown head 'softmax'; choose one of linear, proxy, cosine, batch_norm_neck, none"),
+        (
+            {"head": "softmax"},
+            "unknown head 'softmax'; choose one of linear, proxy, cosine, batch_norm_neck, projection, none",
+        ),
         ({"depth": 3}, "resnet18 has no option 'depth'; choose one of stem, width, last_stride, dtype, remat"),
         ({"blocks": (1, 1, 1, 1)}, "resnet18 has no option 'blocks'; choose one of stem"),
         ({"stem": "big"}, "unknown stem 'big'; choose one of imagenet, stride2, small"),

@@ -33,7 +33,7 @@ VARIANTS = [{}, {"accumulate": 2}, {"sharding": "fsdp", "model.width": 8, "avera
 @pytest.mark.parametrize(
     ("make", "objective", "changes"),
     [
-        *((tiny_config, "softmax", changes) for changes in VARIANTS[:2]),
+        (tiny_config, "softmax", VARIANTS[0]),
         *((tiny_config, "metric", changes) for changes in VARIANTS),
         (neck_config, "neck", VARIANTS[2]),
     ],
@@ -101,10 +101,9 @@ def test_evaluation_weights_are_the_weighted_mean_of_the_steps(decay):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), averaged, wanted)
 
 
-@pytest.mark.parametrize("objective", ["softmax", "metric"])
-def test_train_step_in_bfloat16_keeps_float32_weights_and_nearly_the_loss(objective):
+def test_train_step_in_bfloat16_keeps_float32_weights_and_nearly_the_loss():
     full, half = (
-        run_steps(tiny_config(objective, **{"model.dtype": dtype}), jax.devices()[:1], steps=1)
+        run_steps(tiny_config("metric", **{"model.dtype": dtype}), jax.devices()[:1], steps=1)
         for dtype in ("float32", "bfloat16")
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(half[0].params)} == {np.dtype("float32")}

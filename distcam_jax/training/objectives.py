@@ -59,7 +59,8 @@ def check_objective(config: ml_collections.ConfigDict) -> None:
 
 def _check_search(config: ml_collections.ConfigDict) -> None:
     """Refuses a search in a space that the objective's head does not make; a ValueError names the keys."""
-    space = config.evaluate.search.space if "search" in config.evaluate else "embedding"
+    search = config.evaluate.get("search") if "evaluate" in config else None
+    space = "embedding" if search is None else search.space
     if space not in SEARCH_SPACES:
         raise ValueError(f"unknown evaluate.search.space {space!r}; choose one of {', '.join(SEARCH_SPACES)}")
     heads = {"projection": "projection", "neck": "batch_norm_neck"}
