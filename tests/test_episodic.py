@@ -115,7 +115,7 @@ def test_fit_by_episodes_starts_from_the_weights_of_the_other_run(stages):
     mesh = training.create_mesh(jax.devices()[:1])
     optimizer = training.make_optimizer(config, lambda step: 0.0)
     _, fresh = training.create_state(config, 10, optimizer, mesh)
-    started = loop._started(config, starting.starting_config(config), None, fresh, mesh)
+    started = loop._started(config, starting.starting_config(config), None, 10, fresh, mesh)
     there = dict(nnx.to_flat_state(first.params["model"]))
     for path, value in nnx.to_flat_state(started.params["model"]):
         np.testing.assert_array_equal(value.get_value(), there[path].get_value())

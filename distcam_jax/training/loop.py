@@ -71,7 +71,7 @@ def fit(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     workdir = _claimed(config, workdir)  # only now: a configuration that does not work leaves nothing behind
     with checkpoints.open_checkpoints(workdir, keep=config.checkpoint.keep) as manager:
         restored = checkpoints.restore_latest(manager, state, iterator, agree=agree)
-        first, state = restored if restored else (0, _started(config, start, weights, state, mesh))
+        first, state = restored if restored else (0, _started(config, start, weights, data.num_classes, state, mesh))
         del weights
         logging.info("training from step %d to %d on %d device(s)", first, steps, mesh.size)
         if first < steps:
@@ -132,12 +132,14 @@ class _Run:
         checkpoints.save(self.manager, step, state, iterator, accuracy=accuracy)
 
 
-def _started(config: ml_collections.ConfigDict, start, weights, state: TrainState, mesh: Mesh) -> TrainState:
+def _started(
+    config: ml_collections.ConfigDict, start, weights, num_classes: int, state: TrainState, mesh: Mesh
+) -> TrainState:
     """The state at step 0, with the weights of the run or of the file that `start` names, if it names one."""
-    if weights is None:
-        weights = starting_weights(config, load_split(config, "train").num_classes)
     if start is not None:
         _, weights = restore_model(start, config.start.run, load_split(start, "train").num_classes, mesh)
+    elif weights is None:  # the run had begun, and nothing of it could be restored
+        weights = starting_weights(config, num_classes)
     return state if weights is None else take_weights(state, weights)
 
 
@@ -151,7 +153,7 @@ def _check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     if config.objective == "episodes":
         check_episodes(config, jax.process_count())
     elif "sampler" in config:
-        check_sampler(config)
+        _check_sampler(config)
 
 
 def _order(config: ml_collections.ConfigDict, data: Dataset) -> Order | None:
@@ -169,7 +171,7 @@ def _order(config: ml_collections.ConfigDict, data: Dataset) -> Order | None:
     return None
 
 
-def check_sampler(config: ml_collections.ConfigDict) -> None:
+def _check_sampler(config: ml_collections.ConfigDict) -> None:
     """Refuses a batch that is not the classes times the images of the sampler; a ValueError says what would do."""
     classes, images = config.sampler.classes, config.sampler.images
     if config.batch != classes * images:

@@ -77,9 +77,8 @@ def head_of(config: ml_collections.ConfigDict, num_classes: int) -> tuple[str, i
     projection = config.metric.get("projection", 0) if config.objective == "metric" else 0
     if projection:
         return "projection", projection
-    return {"softmax": "linear", "cosine": "cosine", "neck": "batch_norm_neck"}.get(
-        config.objective, "none"
-    ), num_classes
+    heads = {"softmax": "linear", "cosine": "cosine", "neck": "batch_norm_neck"}
+    return heads.get(config.objective, "none"), num_classes
 
 
 def trained_embedding(

@@ -109,7 +109,7 @@ def create_state(
         raise ValueError(f"unknown sharding {config.sharding!r}; choose one of {', '.join(SHARDINGS)}")
     model = build_model(config, num_classes)
     model.train()
-    if "start" in config and config.start.get("freeze_statistics", False) and has_weights(config):
+    if _has_weights(config) and config.start.get("freeze_statistics", False):
         _freeze_statistics(model)
     head, outputs = objectives.head_of(config, num_classes)
     channels = outputs if head == "projection" else model.embedding_size
@@ -128,9 +128,9 @@ def create_state(
     return graph, jax.device_put(state, _shardings(config, state, mesh))
 
 
-def has_weights(config: ml_collections.ConfigDict) -> bool:
+def _has_weights(config: ml_collections.ConfigDict) -> bool:
     """Whether training starts from weights that are there, of a run or a file."""
-    return bool(config.start.run or config.start.get("weights", ""))
+    return "start" in config and bool(config.start.run or config.start.get("weights", ""))
 
 
 def _freeze_statistics(model: Backbone) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from distcam_jax.datasets import Dataset
 from distcam_jax.fewshot import episode_accuracies
 from distcam_jax.input_pipeline import EpisodeSampler, EvalBatches, Part, make_eval_batches, read_labels
-from distcam_jax.models import check_search_space, search_features
+from distcam_jax.models import search_features
 from distcam_jax.models.convolution import compiler_options
 from distcam_jax.retrieval import recall_at_k
 from distcam_jax.retrieval.metrics import searchable_queries
@@ -60,7 +60,6 @@ def make_validation(
     graph = nnx.graphdef(model)
     count = config.checkpoint.get("validation_episodes", 0)
     if "search" in config.evaluate:
-        check_search_space(model, config.evaluate.search.space)
         embed = _make_embedding_step(config, graph, mesh, space=config.evaluate.search.space)
         distance, labels = config.evaluate.search.distance, read_labels(source)
         if not searchable_queries(labels).any():
