@@ -28,6 +28,15 @@ class Figure:
     high: float
 
 
+def as_dict(value):
+    """Figures anywhere in dicts and lists, as JSON takes them."""
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {key: as_dict(item) for key, item in value.items()}
+    return [as_dict(item) for item in value] if isinstance(value, list) else value
+
+
 def mean_figure(values: np.ndarray, *, seed: int, resamples: int) -> Figure:
     """Mean of one figure an image, with its bootstrap interval."""
     low, high = bootstrap_interval(values, seed=seed, resamples=resamples)

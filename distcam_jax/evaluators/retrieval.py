@@ -12,11 +12,12 @@ from distcam_jax import runs, training
 from distcam_jax.datasets import Dataset
 from distcam_jax.evaluators.explain import choose_methods
 from distcam_jax.evaluators.fewshot import named_runs
+from distcam_jax.evaluators.figures import as_dict
 from distcam_jax.evaluators.localize import DEFAULT_THRESHOLD
 from distcam_jax.evaluators.network import Network, load_network, network_prototypes
 from distcam_jax.evaluators.provenance import portable, provenance, write_text
 from distcam_jax.evaluators.retrieval_cases import make_retrieval
-from distcam_jax.evaluators.retrieval_figures import as_dict, mean_figures, search_differences, search_figures
+from distcam_jax.evaluators.retrieval_figures import mean_figures, search_differences, search_figures
 from distcam_jax.evaluators.retrieval_localize import (
     boxed_queries,
     localize_pairs,

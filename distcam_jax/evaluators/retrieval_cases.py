@@ -50,40 +50,39 @@ def make_retrieval(
     rows, precisions = task.valid[chosen], ranking.values[metric][chosen]
     found = ranking.positions[rows, : options.shown_matches]
     there = np.isfinite(ranking.distances[rows, : options.shown_matches])
-    pairs = _explain(network, task, one, maps, rows, found, batch=options.batch)
+    pictures, names = _read(task.query.data, rows)
+    others, other_names = _read(task.gallery.data, found.ravel())
+    pairs = _explain(network, task, one, maps, (rows, pictures), (found, others), batch=options.batch)
     pairs = {
         titles[name]: [side.reshape(*found.shape, *side.shape[1:]) for side in sides] for name, sides in pairs.items()
     }
-    pictures, names = _read(task.query.data, rows)
-    others, other_names = _read(task.gallery.data, found.ravel())
-    queries = []
-    for place, row in enumerate(rows):
-        matches = [
-            Match(
-                image=others[place * found.shape[1] + number],
-                class_name=task.gallery.name(match),
-                distance=float(ranking.distances[row, number]),
-                correct=bool(task.gallery.targets[match] == task.query.targets[row]),
-                heatmaps={title: of_match[place, number] for title, (_, of_match) in pairs.items()},
-                query_heatmaps={title: of_query[place, number] for title, (of_query, _) in pairs.items()},
-                file_name=other_names[place * found.shape[1] + number],
-                camera=task.camera(task.gallery, match),
-                rank=number + 1,
-            )
-            for number, match in enumerate(found[place])
-            if there[place, number]
-        ]
-        queries.append(
-            RetrievalQuery(
-                image=pictures[place],
-                class_name=task.query.name(row),
-                matches=matches,
-                average_precision=float(precisions[place]),
-                file_name=names[place],
-                camera=task.camera(task.query, row),
-                note=_note(task, rankings, row),
-            )
+
+    def match(place: int, number: int) -> Match:
+        position, flat = found[place, number], place * found.shape[1] + number
+        return Match(
+            image=others[flat],
+            class_name=task.gallery.name(position),
+            distance=float(ranking.distances[rows[place], number]),
+            correct=bool(task.gallery.targets[position] == task.query.targets[rows[place]]),
+            heatmaps={title: of_match[place, number] for title, (_, of_match) in pairs.items()},
+            query_heatmaps={title: of_query[place, number] for title, (of_query, _) in pairs.items()},
+            file_name=other_names[flat],
+            camera=task.camera(task.gallery, position),
+            rank=number + 1,
         )
+
+    queries = [
+        RetrievalQuery(
+            image=pictures[place],
+            class_name=task.query.name(row),
+            matches=[match(place, number) for number in np.flatnonzero(there[place]).tolist()],
+            average_precision=float(precisions[place]),
+            file_name=names[place],
+            camera=task.camera(task.query, row),
+            note=_note(task, rankings, row),
+        )
+        for place, row in enumerate(rows)
+    ]
     words = [_TEXT, text, *([_RIVALS] if "mahalanobis" in titles else [])]
     return [
         Retrieval(
@@ -141,28 +140,31 @@ def _read(data: Dataset, rows: np.ndarray) -> tuple[list[np.ndarray], list[str]]
     return pictures, [example["file_name"] for example in examples]
 
 
-def _explain(network: Network, task: Task, one: Embedded, maps: PairMaps, rows, found, *, batch: int) -> dict:
+def _explain(network: Network, task: Task, one: Embedded, maps: PairMaps, queries, found, *, batch: int) -> dict:
     """Maps of every query for its matches, and of every match for its query, both `[n · m, h, w]`, by method.
 
+    Of `queries`, their rows `[n]` and pictures, and of what was `found`, the positions `[n, m]` and all their pictures.
     A few queries at a time, as many images as a batch has, for which the network is compiled already. Features are
     computed again, as the passes over the images keep only pooled ones.
     """
-    count = found.shape[1]
+    (rows, pictures), (positions, others) = queries, found
+    count = positions.shape[1]
     at_once = max(1, batch // (1 + count))
     size = network.even_batch(max(batch, 1 + count))
     parts = []
     for start in range(0, len(rows), at_once):
-        own, matches = rows[start : start + at_once], found[start : start + at_once].ravel()
-        pictures = _read(task.query.data, own)[0] + _read(task.gallery.data, matches)[0]
-        blank = [np.zeros_like(pictures[0])] * (size - len(pictures))
-        features = np.asarray(run_network(network, pictures + blank)[1]["pre_pool"])
+        part = slice(start, start + at_once)
+        own, matches = rows[part], positions[part].ravel()
+        shown = pictures[part] + others[start * count : (start + at_once) * count]
+        blank = [np.zeros_like(shown[0])] * (size - len(shown))
+        features = np.asarray(run_network(network, shown + blank)[1]["pre_pool"])
         pairs = np.minimum(np.arange(size), len(matches) - 1)  # padded by the last one
-        queries, matches = pairs // count, matches[pairs]
+        places, matches = pairs // count, matches[pairs]
         sides = (
-            (features[queries], one.gallery[matches], own[queries] if task.alone else None),
-            (features[len(own) + pairs], one.query[own[queries]], matches),
+            (features[places], one.gallery[matches], own[places] if task.alone else None),
+            (features[len(own) + pairs], one.query[own[places]], matches),
         )
-        for images, references, places in sides:
-            values = maps(images, references[:, None], one.gallery, places)
+        for images, references, hidden in sides:
+            values = maps(images, references[:, None], one.gallery, hidden)
             parts.append({name: np.asarray(value)[: len(own) * count, 0] for name, value in values.items()})
     return {name: [np.concatenate([part[name] for part in parts[side::2]]) for side in (0, 1)] for name in parts[0]}

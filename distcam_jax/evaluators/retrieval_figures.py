@@ -1,6 +1,5 @@
 """From what single queries find to figures with intervals, and paired differences over the same queries."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -69,12 +68,3 @@ def mean_figures(values: Mapping[str, np.ndarray], **bootstrap) -> dict:
         Name to figure.
     """
     return {name: mean_figure(one, **bootstrap) for name, one in values.items()}
-
-
-def as_dict(value):
-    """Figures anywhere in dicts and lists, as JSON takes them."""
-    if dataclasses.is_dataclass(value):
-        return dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {key: as_dict(item) for key, item in value.items()}
-    return [as_dict(item) for item in value] if isinstance(value, list) else value

@@ -21,7 +21,6 @@ from distcam_jax.intersection import rival_probabilities
 from distcam_jax.mahalanobis import DEFAULT_TEMPERATURE
 from distcam_jax.methods import Context, Method, grad_cam, grad_cam_pp, similarity, similarity_map
 from distcam_jax.models.heads import BatchNormNeckHead, ProjectionHead, check_search_space
-from distcam_jax.models.layers import VARIANCE_EPSILON
 from distcam_jax.retrieval.distances import difference_distances
 
 AnyArray = Array | np.ndarray
@@ -62,8 +61,7 @@ def linear_head(head: nnx.Module) -> Linear | None:
         return kernel, jnp.zeros(kernel.shape[1], kernel.dtype)
     if not isinstance(head, BatchNormNeckHead):
         return None
-    norm = head.norm
-    factor = norm.scale.get_value() * jax.lax.rsqrt(norm.var.get_value() + VARIANCE_EPSILON)
+    norm, factor = head.norm, head.evaluation_factor()
     return jnp.diag(factor), norm.bias.get_value() - norm.mean.get_value() * factor
 
 

@@ -176,10 +176,7 @@ def _metrics(config, results: list[_Result], data: Dataset) -> dict:
         "classes": data.num_classes,
         "default_threshold": DEFAULT_THRESHOLD,
         "networks": {result.explained.network.name: _figures(result, data, bootstrap) for result in results},
-        "differences": [
-            {"a": a, "b": b, **{name: dataclasses.asdict(figure) for name, figure in found.items()}}
-            for a, b, found in _differences(results, bootstrap)
-        ],
+        "differences": [{"a": a, "b": b, **figures.as_dict(found)} for a, b, found in _differences(results, bootstrap)],
     }
 
 
@@ -187,11 +184,11 @@ def _figures(result: _Result, data: Dataset, bootstrap: dict) -> dict:
     """All figures of one network."""
 
     def both(measured: Localization) -> dict:
-        return {
-            "images": len(measured.labels),
-            "classification": _as_dict(figures.classification_figures(measured, **bootstrap)),
-            "localization": _as_dict(figures.localization_figures(measured, result.explained.tuned, **bootstrap)),
+        found = {
+            "classification": figures.classification_figures(measured, **bootstrap),
+            "localization": figures.localization_figures(measured, result.explained.tuned, **bootstrap),
         }
+        return {"images": len(measured.labels), **figures.as_dict(found)}
 
     values = {
         "objective": result.explained.network.config.objective,
@@ -201,17 +198,11 @@ def _figures(result: _Result, data: Dataset, bootstrap: dict) -> dict:
         **both(result.measured),
     }
     if result.cropped is not None:
-        values["center_crop"] = _as_dict(figures.classification_figures(result.cropped, **bootstrap))
+        values["center_crop"] = figures.as_dict(figures.classification_figures(result.cropped, **bootstrap))
     if data.blacklist_known:
         kept = np.array([not data.source[int(i)]["blacklisted"] for i in result.measured.index])
         values["without_blacklist"] = both(result.measured.rows(kept))
     return values
-
-
-def _as_dict(value):
-    if dataclasses.is_dataclass(value):
-        return dataclasses.asdict(value)
-    return {key: _as_dict(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 _PAIRS = (

@@ -97,10 +97,13 @@ class BatchNormNeckHead(nnx.Module):
         """Class scores."""
         return self.linear(self.neck(embedding))
 
+    def evaluation_factor(self) -> Float[Array, " k"]:
+        """What the neck multiplies every channel by in evaluation."""
+        return self.norm.scale.get_value() * jax.lax.rsqrt(self.norm.var.get_value() + VARIANCE_EPSILON)
+
     def class_weights(self) -> Float[Array, "c k"]:
         """The classifier's weights, multiplied by the factor that the neck has in evaluation for every channel."""
-        factor = self.norm.scale.get_value() * jax.lax.rsqrt(self.norm.var.get_value() + VARIANCE_EPSILON)
-        return (self.linear.kernel.get_value() * factor[:, None]).T
+        return (self.linear.kernel.get_value() * self.evaluation_factor()[:, None]).T
 
 
 class ProjectionHead(nnx.Module):
