@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from distcam_jax.checks import check_positive_integers
 from distcam_jax.retrieval.neighbors import nearest_neighbors
-from distcam_jax.retrieval.per_query import average_precision_at_r, hits_at_k, precision_at_r
+from distcam_jax.retrieval.per_query import average_precision_at_r, check_ks, hits_at_k, precision_at_r
 
 AnyArray = Array | np.ndarray
 Labels = Integer[AnyArray, " _"]
@@ -92,10 +91,7 @@ def recall_at_k(
         Jégou et al., "Product Quantization for Nearest Neighbor Search", PAMI 2011; Oh Song et al., "Deep Metric
         Learning via Lifted Structured Feature Embedding", CVPR 2016.
     """
-    if not len(ks):
-        raise ValueError("ks: want at least one number of neighbours, got none")
-    for k in ks:
-        check_positive_integers(ks=k)
+    check_ks(ks)  # before the search
     hits, _ = _ranked_hits(query, query_labels, gallery, gallery_labels, metric, most=max(ks))
     return {k: float(found.mean()) for k, found in hits_at_k(hits, ks).items()}
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from distcam_jax.checks import check_positive_integers, working_arrays
 from distcam_jax.retrieval import faiss_search
 from distcam_jax.retrieval.distances import METRICS
-from distcam_jax.retrieval.search import Search, placed_gallery, plan_search, scales_of, search_block
+from distcam_jax.retrieval.search import SearchPlan, placed_gallery, plan_search, scales_of, search_block
 
 BACKENDS = ("jax", "faiss")
 
@@ -107,7 +107,7 @@ def _check_finite(**arrays) -> None:
             raise ValueError(f"{name}: want finite values, got some that are NaN or infinite")
 
 
-def _in_blocks(query, gallery, search: Search, *, itself: bool) -> tuple[np.ndarray, np.ndarray]:
+def _in_blocks(query, gallery, search: SearchPlan, *, itself: bool) -> tuple[np.ndarray, np.ndarray]:
     """Positions and distances `[q, n]` of all queries."""
     rows, scales = min(search.queries, len(query)), scales_of(gallery, search.metric)
     found = []

@@ -15,6 +15,14 @@ Hits = Bool[np.ndarray, "q m"]
 Counts = Integer[np.ndarray, " q"]
 
 
+def check_ks(ks: Sequence[int]) -> None:
+    """Refuses no numbers of neighbours, or one below 1, with a ValueError."""
+    if not len(ks):
+        raise ValueError("ks: want at least one number of neighbours, got none")
+    for k in ks:
+        check_positive_integers(ks=k)
+
+
 def hits_at_k(hits: Hits, ks: Sequence[int]) -> dict[int, Any]:
     """Whether one of the K nearest is right, which Recall@K averages.
 
@@ -32,10 +40,7 @@ def hits_at_k(hits: Hits, ks: Sequence[int]) -> dict[int, Any]:
         >>> {k: found.tolist() for k, found in hits_at_k(np.array([[False, True], [False, False]]), (1, 2)).items()}
         {1: [False, False], 2: [True, False]}
     """
-    if not len(ks):
-        raise ValueError("ks: want at least one number of neighbours, got none")
-    for k in ks:
-        check_positive_integers(ks=k)
+    check_ks(ks)
     return {int(k): hits[:, :k].any(axis=1) for k in ks}
 
 

@@ -37,7 +37,7 @@ _ELEMENTS = 2**26  # distances that are kept of a block of queries, 256 MB
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class SearchPlan:
     """What a search is compiled for; `plan_search` makes it.
 
     Attributes:
@@ -61,7 +61,7 @@ class Search:
     queries: int
 
 
-def plan_search(mesh: Mesh, size: int, count: int, metric: str) -> Search:
+def plan_search(mesh: Mesh, size: int, count: int, metric: str) -> SearchPlan:
     """The fastest way to search `size` rows, the same whatever the devices.
 
     Examples:
@@ -73,7 +73,7 @@ def plan_search(mesh: Mesh, size: int, count: int, metric: str) -> Search:
     group = _GROUP if candidates * _GROUP * _SORTED <= size else 1
     exact = group == 1 and (metric == "l1" or candidates * _MEASURED > size)
     most = _QUERIES_OF_DIFFERENCES if exact or metric == "l1" else _QUERIES
-    return Search(mesh, size, count, metric, group, exact, _GALLERY, max(1, min(most, _ELEMENTS * group // size)))
+    return SearchPlan(mesh, size, count, metric, group, exact, _GALLERY, max(1, min(most, _ELEMENTS * group // size)))
 
 
 def placed_gallery(gallery: Float[Array | np.ndarray, "g k"], mesh: Mesh) -> Float[Array, "g2 k"]:
