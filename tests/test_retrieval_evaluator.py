@@ -11,7 +11,7 @@ import pytest
 from distcam_jax import training
 from distcam_jax.evaluators import evaluate_run, load_network, retrieval
 from distcam_jax.input_pipeline import make_eval_batches
-from tests.test_retrieval_search import EVALUATE
+from tests.test_retrieval_options import EVALUATE
 from tests.tiny_run import tiny_config
 
 

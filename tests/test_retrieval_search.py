@@ -15,43 +15,18 @@ from distcam_jax.evaluators.localize import THRESHOLDS, threshold_index
 from distcam_jax.evaluators.retrieval_figures import search_differences
 from distcam_jax.evaluators.retrieval_localize import PairLocalization, pair_differences, pair_figures
 from distcam_jax.evaluators.retrieval_maps import bind_pairs
-from distcam_jax.evaluators.retrieval_options import GAP_L1, Search, check_retrieval_options, searches_of
+from distcam_jax.evaluators.retrieval_options import GAP_L1, Search, searches_of
 from distcam_jax.evaluators.retrieval_search import Embedded, Ranking
 from distcam_jax.evaluators.retrieval_task import make_task
 from distcam_jax.input_pipeline import resize_image
 from distcam_jax.localization import box_iou
 from tests.patch_network import PatchNetwork, make_data, patch_features, picture
 from tests.pictures import NO_BOXES
-from tests.tiny_run import tiny_config
 
 generator = np.random.default_rng(0)
 LABELS = np.array([0, 1, 2, 0, 1, 1, 4, 0, 2, 1])  # the kite is alone in its class
 PERSONS = np.array([3, 7, 3, 0, 7, 3, 9, 7, 0, 3])
 CAMERAS = np.array([1, 2, 1, 1, 2, 2, 1, 3, 3, 3])
-EVALUATE = {
-    "batch": 8,
-    "search": {"space": "embedding", "distance": "l1"},
-    "ks": (1, 2, 4),
-    "rerank": {"k1": 0, "k2": 1, "lambda_value": 0.3},
-    "controls": True,
-    "methods": ("dist_cam", "mahalanobis", "uniform"),
-    "norm": "sum",
-    "eps": 0.1,
-    "whitening_samples": 5,
-    "whitening_ridge": 1.0,
-    "resamples": 20,
-    "shown_queries": 3,
-    "shown_matches": 2,
-    "checkpoint": "latest",
-    "center_crop": False,
-}
-
-
-def options(**changes):
-    config = tiny_config("metric")
-    with config.unlocked():
-        config.evaluate = {**EVALUATE, **changes}
-    return config.evaluate
 
 
 def person_queries():
@@ -367,42 +342,3 @@ def test_pair_figures_and_differences_are_those_counted_by_hand():
     assert pairs["uniform", "nearest", "dist_cam", "nearest"]["default"].value == -0.25
     assert pairs["dist_cam", "nearest", "center_box", "nearest"]["from_minimum"].value == 0.25
     assert list(pair_figures(measured, None, seed=0, resamples=20)["center_box"]["nearest"]) == ["default"]
-
-
-# ---- options
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"search": {"space": "gap", "distance": "l1"}},
-            "search.space: got 'gap', choose one of embedding, projection",
-        ),
-        ({"search": {"space": "neck", "distance": "l3"}}, "search.distance: got 'l3', choose one of l1, l2, cosine"),
-        ({"search": {"space": "neck"}}, r"the configuration has no key evaluate\.search\.distance"),
-        ({"ks": ()}, "config.evaluate.ks is empty"),
-        ({"ks": (1, 0)}, r"config.evaluate.ks\[1\] must be at least 1, got 0"),
-        ({"shown_matches": 0}, "config.evaluate.shown_matches must be at least 1, got 0"),
-        ({"shown_queries": -1}, "config.evaluate.shown_queries must be at least 0, got -1"),
-        ({"rerank": {"k1": -1, "k2": 1, "lambda_value": 0.3}}, "config.evaluate.rerank.k1 must be at least 0, got -1"),
-        ({"rerank": {"k1": 1, "k2": 1}}, r"the configuration has no key evaluate\.rerank\.lambda_value"),
-        ({"rerank": {"k1": 1, "k2": 1, "lambda_value": 2.0}}, r"rerank.lambda_value must lie in \[0, 1\], got 2.0"),
-        ({"methods": ("dist_cam", "cam")}, "methods: cam does not explain a pair of images, choose some of dist_cam"),
-        ({"methods": ("gradcam",)}, "unknown method 'gradcam'; choose some of"),
-        ({"methods": ("uniform",)}, "config.evaluate.methods must hold dist_cam"),
-        ({"whitening_samples": 0}, "config.evaluate.whitening_samples must be at least 1, got 0"),
-    ],
-)
-def test_check_retrieval_options_names_the_key(changes, message):
-    with pytest.raises(ValueError, match=message):
-        check_retrieval_options(options(**changes))
-
-
-def test_check_retrieval_options_take_a_configuration_without_reranking():
-    given = options()
-    del given["rerank"]
-    check_retrieval_options(given)
-    del given["ks"]
-    with pytest.raises(ValueError, match=r"the configuration has no key evaluate\.ks; it was made for another version"):
-        check_retrieval_options(given)
